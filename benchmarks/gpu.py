@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -331,8 +332,7 @@ class Bench:
         steps = WARMUP + 1 + REPETITIONS * length
         train_with_trainer(self._models, case.stage, steps=steps, after=after)
         first, marks = ends[1] - ends[0], ends[2:]
-        pairs = zip(marks, marks[1:], strict=False)
-        return first, [(later - earlier) / length for earlier, later in pairs]
+        return first, [(later - earlier) / length for earlier, later in pairwise(marks)]
 
     def _where(self, case: Case) -> dict[str, object]:
         """Return the profile of a case; that of curricle with host times and waits."""

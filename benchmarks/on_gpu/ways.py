@@ -2,11 +2,11 @@
 
 Each way opens a function that takes the next step and does not wait for a GPU.
 
-| way | step |
-|---|---|
-| `curricle` | the engine's `Stepper`, as a run takes it between two records |
-| `by hand` | a loop with the same loss, batches in pinned memory, blocks behind the tap left out, and logits of the selected positions only |
-| `trainer` | the Trainer of transformers with its own loss of labels, or with `compute_loss` overridden; all positions have logits |
+- `curricle`: the engine's `Stepper`, as a run takes its steps between two records;
+- `by hand`: a loop with the same loss, batches in pinned memory, no block behind the tap, and
+  logits at the selected positions only;
+- `trainer`: the Trainer of transformers with its own loss of labels, or with `compute_loss`
+  overridden; it makes logits at all positions.
 """
 
 import copy
@@ -154,7 +154,11 @@ class HandWritten:
         return cls(models, student, groups, stage, matrix)
 
     def step(self, number: int) -> Tensor:
-        """Take a step and return its loss."""
+        """Take a step.
+
+        Returns:
+            Its loss.
+        """
         task, device = self.models.task, self.models.device
         batch = task.stream.batch(number)
         if device == "cuda":

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.label_checks import way_out
 from curricle.errors import BindError, CurricleError, DataError
 
@@ -82,6 +83,9 @@ class Batch:
     the run."""
     offset: int = 0
     """Number of examples of the whole batch before the first of this part of it."""
+    host: "Batch | None" = None
+    """The same batch on the CPU, where values are read without waiting for a GPU; set by the run
+    when it moves a batch."""
 
     def __post_init__(self) -> None:
         """Check that positions, labels and the teacher's inputs fit the examples.
@@ -184,8 +188,18 @@ class Batch:
         mask = data_mask(inputs)
         valid = None if mask is None else mask.bool()
         return Batch(
-            inputs=inputs, valid=valid, group=self.group, step=self.step, offset=self.offset
+            inputs=inputs,
+            valid=valid,
+            group=self.group,
+            step=self.step,
+            offset=self.offset,
+            host=None if self.host is None else self.host.for_encoder,
         )
+
+    @property
+    def readable(self) -> "Batch":
+        """Return the batch whose values are read without waiting for a GPU, if there is one."""
+        return self if self.host is None else self.host
 
     @property
     def num_examples(self) -> int:
@@ -216,7 +230,8 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Return the number of positions that hold data; one an example without positions."""
-        return math.prod(self.positions) if self.valid is None else int(self.valid.sum())
+        valid = self.readable.valid
+        return math.prod(self.positions) if valid is None else int(valid.sum())
 
     @property
     def num_read_tokens(self) -> int:
@@ -255,13 +270,17 @@ class Batch:
         if self.matched is None:
             return self
         valid = self.matched if self.valid is None else self.matched & self.valid
-        return replace(self, valid=valid, labels=None, selected=self.matched_selected)
+        host = None if self.host is None else self.host.for_matching
+        return replace(self, valid=valid, labels=None, selected=self.matched_selected, host=host)
 
     @property
     def matched_selected(self) -> Int[Tensor, " selected"] | None:
         """Return the selected positions that both models have; None without selection."""
         if self.selected is None or self.matched is None:
             return self.selected
+        matched = None if self.host is None else self.host.matched_selected
+        if matched is not None:
+            return beside(matched, self.selected)
         return self.selected[self.matched.flatten()[self.selected]]
 
     @property
@@ -288,6 +307,11 @@ class Batch:
         """Return the batch with each of its tensors changed, as by a move to other memory."""
         labels, selected = _each(self.labels, change), _each(self.selected, change)
         return self._changed(change, labels, selected, group=self.group)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with each of its tensors moved, which keeps this one as its `host`."""
+        labels, selected = _each(self.labels, move), _each(self.selected, move)
+        return self._changed(move, labels, selected, group=self.group, host=self)
 
     def split(self, number: int) -> tuple["Batch", ...]:
         """Return the batch split along the examples into a number of batches of equal size.
@@ -340,6 +364,7 @@ class Batch:
         *,
         group: int,
         start: int = 0,
+        host: "Batch | None" = None,
     ) -> "Batch":
         """Return the batch with other labels and selected positions, and the rest changed."""
         return Batch(
@@ -354,6 +379,7 @@ class Batch:
             group=group,
             step=self.step,
             offset=self.offset + start,
+            host=host,
         )
 
     def _require_examples(self) -> None:
@@ -581,4 +607,8 @@ class Rows:
         rows = states.flatten(0, -2)
         if per_example is not None or batch.valid is None:
             return rows
-        return rows[batch.valid.flatten()]
+        if batch.host is None or batch.host.valid is None:
+            return rows[batch.valid.flatten()]
+        # By numbers: a mask on a GPU is waited for, in the pass and again in that of its gradient.
+        numbers = batch.host.valid.flatten().nonzero().squeeze(1)
+        return rows.index_select(0, beside(numbers, rows))
