@@ -1,15 +1,20 @@
 """The same run on a GPU; skipped where there is none, as in CI."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import curricle
 from curricle import seeding
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.bound_run import bind
+from curricle.training.loop.stepping import stepping
+from curricle.training.setup.placement import SingleDevice
 
 pytestmark = [
     pytest.mark.integration,
@@ -74,3 +79,85 @@ def test_a_second_thread_and_stream_change_nothing(prefetch: str, chunk: int | N
     )
     pairs = zip(plain.student.parameters(), ahead.student.parameters(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
+
+
+class PaddedTokens:
+    """Stream of padded sequences with labels at some positions."""
+
+    batch_size, tokens_per_batch, fingerprint = 8, 8 * 16, "padded tokens"
+
+    def batch(self, step: int) -> curricle.Batch:
+        generator = seeding.generator(0, "padded tokens", step)
+        ids = torch.randint(1, 50, (8, 16), generator=generator)
+        valid = torch.arange(16) < torch.randint(8, 17, (8, 1), generator=generator)
+        selected = (valid & (ids % 3 == 0)).flatten().nonzero().squeeze(1)
+        return curricle.Batch(
+            inputs={"input_ids": ids, "attention_mask": valid.long()},
+            labels=ids.flatten()[selected],
+            selected=selected,
+            valid=valid,
+        )
+
+
+class Tokens(nn.Module):
+    """A model of tokens, which leaves the mask alone: that of transformers waits for it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.head = nn.Linear(width, 50)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        del attention_mask
+        states = self.embedding(input_ids)
+        for block in self.blocks:
+            states = block(states).relu()
+        return self.head(states)
+
+
+@pytest.mark.parametrize("prefetch", ["none", "batch", "targets"])
+def test_no_step_waits_for_the_gpu(prefetch: Any) -> None:
+    models = []
+    for width in (8, 16):
+        with seeding.scoped(0, f"width {width}"):
+            models.append(HookedModel(Tokens(width), blocks=["blocks.0", "blocks.1"], head="head"))
+    run = bind(
+        curricle.extraction(total="40 steps", layer_fraction=0.5),
+        student=models[0],
+        teacher=LiveTeacher(models[1]),
+        stream=PaddedTokens(),
+        optimizer=curricle.AdamW(learning_rate=1e-3),
+        settings=curricle.TrainingSettings(device="cuda", max_grad_norm=1.0, prefetch=prefetch),
+        seed=0,
+    )
+    optimizer = run.optimizer.build(run.student.module.parameters())
+    for stage in run.stages:
+        with stepping(run, stage, optimizer) as stepper:
+            stepper.take(stepper.start, stage.span.end)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for step in range(stepper.start + 1, stepper.start + 6):
+                    stepper.take(step, stage.span.end)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda images: images,
+        lambda images: images[:, :1].expand(2, 3, 4, 4),
+        lambda images: images.transpose(2, 3),
+        lambda images: images[:, 1],
+    ],
+    ids=["dense", "expanded", "transposed", "strided"],
+)
+def test_a_batch_arrives_as_it_was_when_it_was_sent(view: Callable[[Tensor], Tensor]) -> None:
+    images = torch.arange(2.0 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    expected = view(images).clone()
+    torch.cuda._sleep(10**8)
+    moved = SingleDevice("cuda").part_of(curricle.Batch(inputs=view(images))).leading
+    images.zero_()
+    assert torch.equal(moved.cpu(), expected)
+    assert moved.stride() == expected.stride()
