@@ -127,7 +127,7 @@ def summary(
             "launches": round(len(launches) / steps, 1),
             "launch_ms": _total(launches, steps),
             # The last wait is that of the benchmark itself.
-            "waits": round((len(waits) - 1) / steps, 1),
+            "waits": round(max(len(waits) - 1, 0) / steps, 1),
             "copies": round(len(copies) / steps, 1),
             "copy_call_ms": _total(copies, steps),
             "longest_kernels": _longest(kernels, steps),

@@ -259,7 +259,9 @@ class _Labels(Trainer):
 
     def get_train_dataloader(self) -> Any:  # noqa: ANN401
         """Return ready batches."""
-        return DataLoader(self.train_dataset, batch_size=None, pin_memory=self.args.device != "cpu")
+        return DataLoader(
+            self.train_dataset, batch_size=None, pin_memory=self.args.device.type == "cuda"
+        )
 
 
 class _Clock(TrainerCallback):
