@@ -110,10 +110,11 @@ class Tokens(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         del attention_mask
-        states = self.embedding(input_ids)
+        states: Tensor = self.embedding(input_ids)
         for block in self.blocks:
             states = block(states).relu()
-        return self.head(states)
+        logits: Tensor = self.head(states)
+        return logits
 
 
 @pytest.mark.parametrize("prefetch", ["none", "batch", "targets"])

@@ -279,7 +279,7 @@ def test_a_damaged_configuration_is_one_sentence(tmp_path: Path, content: str) -
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_looking_for_the_blocks_leaves_no_hooks(family: str) -> None:
     """A block with a hook inside would not be compiled."""
-    head = "masked_lm" if family == "bert" else "causal_lm"
+    head: Any = "masked_lm" if family == "bert" else "causal_lm"
     module = build(HuggingFaceSpec(model_type=family, head=head, config=TINY)).module.eval()
     assert not any(part._forward_hooks for part in module.modules())
     ids = torch.tensor([[1, 2, 3]])
