@@ -18,7 +18,6 @@ a sum over micro-batches can be divided by the count of the whole batch.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import final, overload
 
 import torch
@@ -401,35 +400,6 @@ class Batch:
                 )
 
 
-def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Return batches of equal positions one below the other, as a batch of the first one's step.
-
-    Args:
-        batches: At least one; all have the same fields.
-    """
-    first = batches[0]
-    width = math.prod(first.positions[1:])
-    starts = [0, *accumulate(batch.num_examples for batch in batches)]
-    selected = [
-        None if batch.selected is None else batch.selected + start * width
-        for batch, start in zip(batches, starts, strict=False)
-    ]
-    teacher_inputs = [batch.teacher_inputs for batch in batches if batch.teacher_inputs is not None]
-    return Batch(
-        inputs=_inputs_below([batch.inputs for batch in batches]),
-        labels=_below([batch.labels for batch in batches]),
-        selected=_below(selected),
-        valid=_below([batch.valid for batch in batches]),
-        length=first.length,
-        teacher_inputs=_inputs_below(teacher_inputs) if teacher_inputs else None,
-        alignment=_below([batch.alignment for batch in batches]),
-        matched=_below([batch.matched for batch in batches]),
-        group=first.group,
-        step=first.step,
-        offset=first.offset,
-    )
-
-
 def named(inputs: Inputs | None) -> Mapping[str, Tensor]:
     """Return inputs by name; the name of a single tensor is empty."""
     if inputs is None:
@@ -470,20 +440,6 @@ def _each(tensors: Inputs | None, change: Callable[[Tensor], Tensor]) -> Inputs 
     if tensors is None or isinstance(tensors, Tensor):
         return None if tensors is None else change(tensors)
     return {name: change(tensor) for name, tensor in tensors.items()}
-
-
-def _below(columns: Sequence[Tensor | None]) -> Tensor | None:
-    """Return tensors one below the other; None for none."""
-    tensors = [column for column in columns if column is not None]
-    return torch.cat(tensors) if tensors else None
-
-
-def _inputs_below(columns: Sequence[Inputs]) -> Inputs:
-    """Return inputs one below the other."""
-    joined = {
-        name: torch.cat([named(column)[name] for column in columns]) for name in named(columns[0])
-    }
-    return joined[""] if isinstance(columns[0], Tensor) else joined
 
 
 def sequence_first_remedy(shape: tuple[int, ...], batch: Batch) -> str:
