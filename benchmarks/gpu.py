@@ -20,6 +20,7 @@ Run: python benchmarks/gpu.py [--quick] [--device cuda] [--tasks bert ...] [--gr
 import argparse
 import gc
 import json
+import os
 import platform
 import signal
 import statistics
@@ -124,8 +125,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny models, few steps, on a CPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
-    parser.add_argument("--tasks", nargs="*", default=["bert", "llama", "modernbert"])
-    parser.add_argument("--groups", nargs="*", default=list(GROUPS), help="parts to measure")
+    parser.add_argument("--tasks", nargs="*", help="default: bert llama modernbert")
+    parser.add_argument("--groups", nargs="*", help="parts to measure; default: all")
     parser.add_argument("--seconds", type=float, default=420.0, help="limit of all tasks together")
     parser.add_argument("--case-seconds", type=float, default=90.0, help="limit of a measurement")
     parser.add_argument("--output-dir", type=Path, help="default: a temporary folder")
@@ -133,11 +134,15 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available() and not arguments.quick
     arguments.device = arguments.device or ("cuda" if has_gpu else "cpu")
-    if arguments.quick:
-        arguments.tasks = arguments.tasks[:3]
+    # Compiling takes a CPU minutes, so that it has to be named in small runs.
+    arguments.groups = arguments.groups or GROUPS[: -1 if arguments.quick else None]
+    tasks = ["modernbert"] if arguments.quick else ["bert", "llama", "modernbert"]
+    arguments.tasks = arguments.tasks or tasks
     if arguments.child:
         measure_task(arguments)
-        return
+        sys.stdout.flush()
+        # Processes that still compile for a measurement that was stopped are not waited for.
+        os._exit(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output_dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
