@@ -209,7 +209,7 @@ def measure(size: Size, row: Row) -> dict[str, Any]:
         size: Shape of the task.
         row: Way and divergence.
     """
-    way, kind = row
+    way = row[0]
     is_gpu = size.device != "cpu"
     fused.TILING, fused.STUDENT_BYTES, fused.TEACHER_BYTES = tiling_of(way), *sizes_of(way)
     fused.PROCESSORS = () if way == "chunked, torch" else (size.device,)
@@ -274,7 +274,9 @@ def heads(size: Size) -> tuple[LinearHead, LinearHead]:
         states=draw(size.positions, 1.0).requires_grad_(),
         weight=draw(size.vocabulary, scale).requires_grad_(),
     )
-    return student, LinearHead(states=draw(size.positions, 1.0), weight=draw(size.vocabulary, scale))
+    return student, LinearHead(
+        states=draw(size.positions, 1.0), weight=draw(size.vocabulary, scale)
+    )
 
 
 Task = Callable[[LinearHead, LinearHead], None]
@@ -352,10 +354,9 @@ def kernel(size: Size, row: Row) -> Task:
             rows = slice(0, min(loss.chunk_rows, size.positions))
             losses.append((loss, loss.product(rows), loss._product("t", teacher.at(rows), teacher)))  # noqa: SLF001
         loss, product, target = losses[0]
-        totals = product.new_empty(len(product), dtype=torch.float32)
         for start in range(0, size.positions, len(product)):
             rows = slice(start, start + len(product))
-            fused._launch(loss, product, target, rows, totals)  # noqa: SLF001
+            fused._launch(loss, product, target, rows)  # noqa: SLF001
 
     return run
 

@@ -113,8 +113,7 @@ class FusedLoss:
             is_class = (labels >= 0) & (labels < self.student.num_classes)
             # On the device, like the check in `cross_entropy` of torch; nothing waits for it.
             torch._assert_async(is_class.all(), "a label is outside the classes")  # noqa: SLF001
-        losses = product.new_empty(len(product), dtype=torch.float32)
-        number = len(product)
+        number, totals = len(product), []
         size = number if self.teacher is None else _rows(TEACHER_BYTES, self.teacher)
         for start in range(0, number, size):
             piece = slice(start, min(start + size, number))
@@ -122,12 +121,10 @@ class FusedLoss:
             target = product
             if self.teacher is not None:
                 target = self._product("teacher", self.teacher.at(at), self.teacher)
-            _launch(self, product[piece], target, at, losses[piece])
-        return losses.sum()
+            totals.append(_launch(self, product[piece], target, at).sum())
+        return torch.stack(totals).sum()
 
-    def _product(
-        self, role: str, head: LinearHead, full: LinearHead
-    ) -> Float[Tensor, "row class"]:
+    def _product(self, role: str, head: LinearHead, full: LinearHead) -> Float[Tensor, "row class"]:
         rows, classes = len(head.states), head.num_classes
         buffer = self._buffers.get(role)
         if buffer is None or len(buffer) < rows:
@@ -137,7 +134,7 @@ class FusedLoss:
         return head.product(buffer[:rows, :classes])
 
 
-def fused_loss(  # noqa: PLR0913 - the fields of `MatchLogits`
+def fused_loss(
     student: LinearHead,
     teacher: LinearHead | None,
     divergence: Divergence | None = None,
@@ -236,37 +233,39 @@ class _Side:
         return cls(head.soft_cap, 2 * LOG2_E * head.scale / head.soft_cap, has_cap=True)
 
 
-def _launch(
-    loss: FusedLoss, product: Tensor, target: Tensor, rows: slice, losses: Tensor
-) -> None:
-    """Run the kernel for some rows.
+def _units(divergence: Divergence | None) -> tuple[str, float, float, float]:
+    """Return the kernel's name of a divergence, the units of gradient and value, and its beta."""
+    nats = 1.0 / LOG2_E
+    if isinstance(divergence, JSD):
+        return "JSD", (1.0 - divergence.beta) * nats, nats, divergence.beta
+    units = {
+        None: ("NO_TEACHER", 0.0, 0.0, 0.0),
+        ForwardKL: ("FORWARD_KL", 1.0, nats, 0.0),
+        ReverseKL: ("REVERSE_KL", nats, nats, 0.0),
+        TotalVariation: ("TOTAL_VARIATION", 0.5, 0.5, 0.0),
+    }
+    return units[None if divergence is None else type(divergence)]
+
+
+def _launch(loss: FusedLoss, product: Tensor, target: Tensor, rows: slice) -> Float[Tensor, " row"]:
+    """Return the loss of each row, after the kernel has run.
 
     Args:
         loss: Constants of the loss.
         product: The student's products, overwritten with the gradient.
         target: The teacher's products.
         rows: The rows of labels.
-        losses: Loss of each row, overwritten.
     """
     kernels = _kernels()
     number, classes = product.shape
-    divergence, labels = loss.divergence, loss.labels
-    kinds = {
-        None: (kernels.NO_TEACHER, 0.0, 0.0),
-        ForwardKL: (kernels.FORWARD_KL, 1.0, 1.0 / LOG2_E),
-        ReverseKL: (kernels.REVERSE_KL, 1.0 / LOG2_E, 1.0 / LOG2_E),
-        JSD: (kernels.JSD, 1.0 / LOG2_E, 1.0 / LOG2_E),
-        TotalVariation: (kernels.TOTAL_VARIATION, 0.5, 0.5),
-    }
-    kind, gradient_unit, unit = kinds[None if divergence is None else type(divergence)]
-    beta = divergence.beta if isinstance(divergence, JSD) else 0.0
-    if isinstance(divergence, JSD):
-        gradient_unit *= 1.0 - beta
+    labels = loss.labels
+    kind, gradient_unit, unit, beta = _units(loss.divergence)
     student, teacher = _Side.of(loss.student), _Side.of(loss.teacher or loss.student)
     vector = 16 // max(product.element_size(), target.element_size())
     lanes = min(TILING.lanes, 2 ** math.ceil(math.log2(math.ceil(classes / vector))))
     # Fewer threads than lanes of a small vocabulary would compute it several times.
     num_warps = max(1, min(TILING.num_warps, lanes // 32))
+    losses = product.new_empty(number, dtype=torch.float32)
     with torch.cuda.device_of(product):
         kernels.overwrite_rows[(number,)](
             product,
@@ -285,7 +284,7 @@ def _launch(
             unit,
             beta,
             loss.label_weight / LOG2_E,
-            KIND=kind,
+            KIND=getattr(kernels, kind),
             HAS_LABELS=labels is not None,
             HAS_LABEL_SUM=labels is not None and loss.student_temperature != 1,
             STUDENT_CAP=student.has_cap,
@@ -296,3 +295,4 @@ def _launch(
             STAGES=TILING.num_stages,
             num_warps=num_warps,
         )
+    return losses

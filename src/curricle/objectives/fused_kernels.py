@@ -20,6 +20,7 @@ LEAST = tl.constexpr(-1e38)
 """First maximum of a lane; finite, so that the difference to an absent class is no NaN."""
 TINY = tl.constexpr(2.0**-126)
 """Least mixture, as in `losses.generalized_jsd`."""
+# Kinds of losses; those from JSD on need a pass for the mean that their gradient subtracts.
 NO_TEACHER = tl.constexpr(0)
 FORWARD_KL = tl.constexpr(1)
 REVERSE_KL = tl.constexpr(2)
@@ -116,6 +117,7 @@ def overwrite_rows(
     index = tl.program_id(0).to(tl.int64)
     student_row = students + index * student_stride
     teacher_row = teachers + index * teacher_stride
+    NEEDS_MEAN: tl.constexpr = KIND >= JSD
     LAST: tl.constexpr = ((CLASSES + BLOCK - 1) // BLOCK - 1) * BLOCK
     if HAS_LABELS:
         label = tl.load(labels + index)
@@ -131,9 +133,7 @@ def overwrite_rows(
     teacher_top = tl.full([LANES], LEAST, tl.float32)
     teacher_total = tl.zeros([LANES], tl.float32)
     for start in tl.range(0, CLASSES, BLOCK, num_stages=STAGES):
-        student = _load(
-            student_row, start, student_inner, STUDENT_CAP, CLASSES, LANES, VECTOR
-        )
+        student = _load(student_row, start, student_inner, STUDENT_CAP, CLASSES, LANES, VECTOR)
         previous = top
         top = tl.maximum(previous, tl.max(student, 1))
         decay = tl.exp2((previous - top) * student_factor)
@@ -144,24 +144,20 @@ def overwrite_rows(
             label_exponentials = _exponentials(student, top, label_factor)
             label_total = label_total * label_decay + tl.sum(label_exponentials, 1)
         if KIND != NO_TEACHER:
-            teacher = _load(
-                teacher_row, start, teacher_inner, TEACHER_CAP, CLASSES, LANES, VECTOR
-            )
+            teacher = _load(teacher_row, start, teacher_inner, TEACHER_CAP, CLASSES, LANES, VECTOR)
             teacher_previous = teacher_top
             teacher_top = tl.maximum(teacher_previous, tl.max(teacher, 1))
             teacher_decay = tl.exp2((teacher_previous - teacher_top) * teacher_factor)
             teacher_exponentials = _exponentials(teacher, teacher_top, teacher_factor)
             teacher_total = teacher_total * teacher_decay + tl.sum(teacher_exponentials, 1)
             if KIND == REVERSE_KL:
-                difference = _gap(
-                    student * student_factor, teacher * teacher_factor, exponentials
-                )
+                difference = _gap(student * student_factor, teacher * teacher_factor, exponentials)
                 cross = cross * decay + tl.sum(exponentials * difference, 1)
 
     maximum, normalizer = _over_lanes(top, total, student_factor)
     log_normalizer = tl.log2(normalizer)
     if HAS_LABEL_SUM:
-        label_maximum, label_normalizer = _over_lanes(top, label_total, label_factor)
+        _, label_normalizer = _over_lanes(top, label_total, label_factor)
         label_log_normalizer = tl.log2(label_normalizer)
     else:
         label_log_normalizer = log_normalizer
@@ -172,12 +168,12 @@ def overwrite_rows(
         )
         teacher_log_normalizer = tl.log2(teacher_normalizer)
         if KIND == REVERSE_KL:
-            cross_maximum, cross_sum = _over_lanes(top, cross, student_factor)
+            _, cross_sum = _over_lanes(top, cross, student_factor)
             offset = maximum * student_factor - teacher_maximum * teacher_factor
             mean = cross_sum / normalizer - offset - log_normalizer + teacher_log_normalizer
 
     value = tl.zeros([LANES], tl.float32)
-    if (KIND == JSD) or (KIND == TOTAL_VARIATION):
+    if NEEDS_MEAN:
         means = tl.zeros([LANES], tl.float32)
         for back in tl.range(0, CLASSES, BLOCK, num_stages=STAGES):
             student = _load(
@@ -198,7 +194,9 @@ def overwrite_rows(
                 means += tl.sum(probability * _gap(log_student, log_mixture, probability), 1)
                 value += tl.sum(target * _gap(log_teacher, log_mixture, target), 1)
             else:
-                sign = tl.where(probability > target, 1.0, tl.where(probability < target, -1.0, 0.0))
+                sign = tl.where(
+                    probability > target, 1.0, tl.where(probability < target, -1.0, 0.0)
+                )
                 means += tl.sum(probability * sign, 1)
                 value += tl.sum(tl.abs(probability - target), 1)
         mean = tl.sum(means, 0)
@@ -206,21 +204,14 @@ def overwrite_rows(
             value = beta * value + (1.0 - beta) * means
 
     for step in tl.range(0, CLASSES, BLOCK, num_stages=STAGES):
-        if (KIND == JSD) or (KIND == TOTAL_VARIATION):
-            start = step
-        else:
-            start = LAST - step
-        student = _load(
-            student_row, start, student_inner, STUDENT_CAP, CLASSES, LANES, VECTOR
-        )
+        start = step if NEEDS_MEAN else LAST - step
+        student = _load(student_row, start, student_inner, STUDENT_CAP, CLASSES, LANES, VECTOR)
         log_student = (student - maximum) * student_factor - log_normalizer
         probability = tl.exp2(log_student)
         if KIND == NO_TEACHER:
             gradient = tl.zeros([LANES, VECTOR], tl.float32)
         else:
-            teacher = _load(
-                teacher_row, start, teacher_inner, TEACHER_CAP, CLASSES, LANES, VECTOR
-            )
+            teacher = _load(teacher_row, start, teacher_inner, TEACHER_CAP, CLASSES, LANES, VECTOR)
             log_teacher = (teacher - teacher_maximum) * teacher_factor - teacher_log_normalizer
             target = tl.exp2(log_teacher)
             if KIND == FORWARD_KL:
@@ -236,7 +227,9 @@ def overwrite_rows(
                 gap = _gap(log_student, log_mixture, probability)
                 gradient = probability * (gap - mean)
             else:
-                sign = tl.where(probability > target, 1.0, tl.where(probability < target, -1.0, 0.0))
+                sign = tl.where(
+                    probability > target, 1.0, tl.where(probability < target, -1.0, 0.0)
+                )
                 gradient = probability * (sign - mean)
         gradient = gradient * slope
         lanes = start + tl.arange(0, LANES)[:, None] * VECTOR
