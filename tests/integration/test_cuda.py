@@ -86,9 +86,9 @@ SOFT: Any = {"student_temperature": 1.5, "teacher_temperature": 2.0}
 
 
 def linear_head(dtype: torch.dtype, *, seed: int, **fields: Any) -> LinearHead:
-    """Return a head whose logits have a standard deviation of 4."""
+    """Return a head whose logits have a standard deviation of 1."""
     states = drawn(ROWS, WIDTH, seed=seed).to("cuda", dtype).requires_grad_()
-    weight = (drawn(PADDED, WIDTH, seed=seed + 1) / 2).to("cuda", dtype).requires_grad_()
+    weight = (drawn(PADDED, WIDTH, seed=seed + 1) / 8).to("cuda", dtype).requires_grad_()
     return LinearHead(states=states, weight=weight, **fields)
 
 

@@ -9,8 +9,8 @@ Axes: row (counted positions), class.
 Design: the kernel needs triton, a GPU it supports and a C compiler. It is tried once per device;
 where it fails, `fused_loss` returns None, and the loss takes the operations of torch. Logits are
 computed in float32 from the product, including soft caps, while all logits at once round every step
-to the precision of the model. Teacher temperature 0 and precisions above float32 take the
-operations of torch as well.
+to the precision of the model. Teacher temperature 0, float64, and tensors that are traced or
+distributed take the operations of torch as well.
 
 Budget of 8,192 positions, 131,072 classes, width 4,096, bfloat16, on a GPU of 750 TFLOP/s and
 3 TB/s: four products of 8.8 TFLOP each take 47 ms. The kernel reads 4 GiB of logits in each of two
@@ -28,7 +28,7 @@ from typing import final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle.colocation import processor_kind
 from curricle.models.heads import LinearHead
@@ -160,7 +160,7 @@ def fused_loss(
     is_covered = (
         processor_kind(states) in PROCESSORS
         and len(states) > 0
-        and all(head.states.dtype in PRECISIONS and head.scale > 0 for head in heads)
+        and all(map(_is_covered, heads))
         and not isinstance(divergence, SquaredError)
         and teacher_temperature > 0
         and _runs_on(states.device)
@@ -179,6 +179,16 @@ def fused_loss(
         teacher_temperature=teacher_temperature,
         labels=labels,
         label_weight=label_weight,
+    )
+
+
+def _is_covered(head: LinearHead) -> bool:
+    """Return whether the kernel can read products of a head: no traced or distributed tensors."""
+    tensors = (head.states, head.weight)
+    return (
+        head.states.dtype in PRECISIONS
+        and head.scale > 0
+        and all(type(tensor) in {Tensor, nn.Parameter} for tensor in tensors)
     )
 
 
@@ -238,7 +248,7 @@ def _units(divergence: Divergence | None) -> tuple[str, float, float, float]:
     nats = 1.0 / LOG2_E
     if isinstance(divergence, JSD):
         return "JSD", (1.0 - divergence.beta) * nats, nats, divergence.beta
-    units = {
+    units: dict[type | None, tuple[str, float, float, float]] = {
         None: ("NO_TEACHER", 0.0, 0.0, 0.0),
         ForwardKL: ("FORWARD_KL", 1.0, nats, 0.0),
         ReverseKL: ("REVERSE_KL", nats, nats, 0.0),

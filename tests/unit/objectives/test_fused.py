@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from curricle.models.heads import LinearHead
 from curricle.objectives import chunked, fused
@@ -174,6 +175,7 @@ def test_few_chunks_of_bfloat16_weights_sum_their_gradient_in_bfloat16(
         ({}, {"scale": -1.0}),
         ({}, {"states": drawn(ROWS, WIDTH).double(), "weight": drawn(CLASSES, WIDTH).double()}),
         ({}, {"states": drawn(0, WIDTH)}),
+        ({}, {"weight": FakeTensorMode().from_tensor(drawn(CLASSES, WIDTH))}),
     ],
 )
 def test_other_losses_take_the_operations_of_torch(

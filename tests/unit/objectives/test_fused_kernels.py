@@ -66,7 +66,8 @@ def check(loss: FusedLoss, *, tolerance: float) -> None:
     (gradient,) = torch.autograd.grad(expected, logits)
     total = loss.overwrite(product, rows)
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-6)
-    assert (product.double() - gradient).norm() <= tolerance * gradient.norm()
+    # Float32 rounds probabilities near 1, whose differences may be the gradient.
+    assert (product.double() - gradient).norm() <= tolerance * gradient.norm() + 1e-6
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
