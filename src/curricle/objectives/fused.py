@@ -55,6 +55,7 @@ PADDING = 64
 LOG2_E = math.log2(math.e)
 
 
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiling:
     """Shape of the kernel's programs."""
@@ -227,6 +228,7 @@ def _runs_on(device: torch.device) -> bool:
     return True
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class _Side:
     """Constants of one model: value = squash(product), logit = its factor times the value."""
