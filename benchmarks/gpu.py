@@ -60,7 +60,7 @@ from on_gpu.ways import (
 
 from curricle.training.binding.bound_run import BoundRun
 
-GROUPS = ("plain", "where", "prefetch", "trainer", "compiled")
+GROUPS = ("plain", "where", "prefetch", "trainer", "chunked", "compiled")
 WARMUP, REPETITIONS = 4, 3
 RESULTS = "gpu.jsonl"
 
@@ -107,17 +107,22 @@ def cases() -> list[Case]:
     trainer = [
         Case(group="trainer", way="trainer", stage=stage) for stage in ("one_shot", "labels")
     ]
+    chunked = [
+        Case(group="chunked", way="curricle", stage="logits", settings={"chunk": "auto"}),
+    ]
     compiled = [
         Case(group="compiled", way="curricle", stage=stage, settings=settings)
         for stage, settings in (
-            ("logits", {"compile": "both"}),
-            ("logits", {"compile": "both", "prefetch": "targets"}),
+            ("logits", {"compile": "both", "chunk": "auto"}),
             ("early", {"compile": "both"}),
+            ("logits", {"compile": "both"}),
+            ("late", {"compile": "both"}),
+            ("logits", {"compile": "both", "prefetch": "targets"}),
             ("logits", {"compile": "student"}),
             ("logits", {"compile": "teacher"}),
         )
     ]
-    return [*both, *where, *prefetch, *trainer, *compiled]
+    return [*both, *where, *prefetch, *trainer, *chunked, *compiled]
 
 
 def main() -> None:

@@ -127,17 +127,18 @@ BERT = Task(
     length=128,
     pairs=((3, 3), (9, 9)),
 )
+LLAMA = Task(
+    family="llama",
+    teacher=(12, 768),
+    student=(6, 512),
+    vocabulary=32_000,
+    batch=8,
+    length=1024,
+    pairs=((2, 4), (5, 10)),
+)
 TASKS = {
     "bert": BERT,
-    "llama": Task(
-        family="llama",
-        teacher=(12, 768),
-        student=(6, 512),
-        vocabulary=32_000,
-        batch=8,
-        length=1024,
-        pairs=((2, 4), (5, 10)),
-    ),
+    "llama": LLAMA,
     "modernbert": Task(
         family="modernbert",
         teacher=(6, 512),
@@ -148,6 +149,9 @@ TASKS = {
         pairs=((2, 2), (5, 5)),
     ),
     "bert-512": replace(BERT, batch=16, length=512),
+    # Of 65,536 tokens a step, where the launches of a step weigh less.
+    "bert-large-batch": replace(BERT, batch=512),
+    "llama-large-batch": replace(LLAMA, batch=64),
 }
 
 

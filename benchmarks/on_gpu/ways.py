@@ -65,13 +65,16 @@ class Models:
 
 
 def bound(models: Models, stage: str, settings: Mapping[str, Any]) -> BoundRun:
-    """Return a run with a stage."""
+    """Return a run with a stage; the setting `chunk` is that of the loss of logits."""
+    settings = dict(settings)
+    loss = curricle.MatchLogits(chunk=settings.pop("chunk", None))
     curricula: dict[str, Callable[[], curricle.Curriculum]] = {
-        "one_shot": lambda: curricle.one_shot(total=TOTAL),
+        "one_shot": lambda: curricle.one_shot(total=TOTAL, objective=loss),
         "labels": lambda: curricle.from_labels(total=TOTAL),
     }
     pairs = [curricle.LayerPair(student=one, teacher=two) for one, two in models.task.pairs]
-    curriculum = curricula.get(stage, lambda: curricle.extraction(total=TOTAL, pairs=pairs))()
+    layers_first = partial(curricle.extraction, total=TOTAL, pairs=pairs, final_objective=loss)
+    curriculum = curricula.get(stage, layers_first)()
     return bind(
         curriculum,
         student=tapped(models.fresh_student()),

@@ -48,7 +48,7 @@ PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 STUDENT_BYTES = 2**29
 """Bytes of the student's products in an `auto` chunk. A chunk is also a summand of the weight
 gradient, so few large chunks save traffic and, for a sum in bfloat16, rounding."""
-TEACHER_BYTES = 2**27
+TEACHER_BYTES = 2**28
 """Bytes of the teacher's products; several pieces may follow each other within a chunk."""
 PADDING = 64
 """Multiple of classes to which rows are padded: whole cache lines, for the kernel and products."""
@@ -60,9 +60,9 @@ LOG2_E = math.log2(math.e)
 class Tiling:
     """Shape of the kernel's programs."""
 
-    lanes: int = 512
+    lanes: int = 1024
     """Vectors of 16 bytes in a block of classes."""
-    num_warps: int = 8
+    num_warps: int = 16
     """Warps of a program, which computes a row."""
     num_stages: int = 1
     """Depth of software pipelining; 1 for none."""
