@@ -39,7 +39,7 @@ class _Parts(NamedTuple):
     matched: Tensor | None = None
 
 
-def declared_positions(item: object) -> Positions:
+def declared_positions(item: object, *, next_token: bool = False) -> Positions:
     """Return whether examples have positions, by the first item of a loader.
 
     With labels of two axes or more, `token` if they are whole numbers (classes of positions, or of
@@ -49,10 +49,11 @@ def declared_positions(item: object) -> Positions:
 
     Args:
         item: First item that the loader collates.
+        next_token: As in `batch_of`.
     """
     if isinstance(item, Batch):
         return "token" if item.has_positions else "example"
-    inputs, labels, *_ = _parts(item)
+    inputs, labels, *_ = _parts(item, next_token=next_token)
     plain = Batch(inputs=inputs)
     if labels is not None and labels.ndim >= SEQUENCE_AXES:
         is_placed = plain.has_positions and tuple(labels.shape) == plain.positions
@@ -65,7 +66,8 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
 
     Args:
         item: Collated item of the loader.
-        next_token: Whether labels are those of their own position, and are to be shifted by one.
+        next_token: Whether labels are those of their own position, and are to be shifted by one;
+            without labels they are the input ids.
         positions: `token` if labels of two axes belong to positions, and inputs without a name have
             positions on their second axis; `example` if labels belong to whole examples.
 
@@ -78,10 +80,13 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
                 "'next_token' has no effect on a `Batch`, whose labels have their places"
             )
         return item
-    inputs, labels, teacher_inputs, alignment, matched = _parts(item)
+    inputs, labels, teacher_inputs, alignment, matched = _parts(item, next_token=next_token)
     plain = Batch(inputs=inputs)
     if labels is None and next_token:
-        raise DataError("'next_token' must find labels of every position; got none")
+        raise DataError(
+            "'next_token' must find labels of every position, or token ids of shape (example, "
+            "position) to be them; got none"
+        )
     if labels is not None:
         labels = _by_position(labels, plain, positions)
         _require_labels(labels, plain, next_token=next_token, positions=positions)
@@ -151,8 +156,12 @@ def check_first(item: object, first: Batch, *, next_token: bool) -> None:
         _require_unshifted(item)
 
 
-def _parts(item: object) -> _Parts:
+def _parts(item: object, *, next_token: bool = False) -> _Parts:
     """Return the inputs and labels of an item, with those of the teacher if it has any.
+
+    Args:
+        item: Collated item of the loader.
+        next_token: Whether the input ids are the labels if there are none.
 
     Raises:
         DataError: If the item has none of the known forms.
@@ -175,6 +184,8 @@ def _parts(item: object) -> _Parts:
             "an item of 'loader' must be a Batch, inputs, (inputs, labels) or a mapping of named "
             f"tensors; got {type(item).__name__}"
         )
+    if labels is None and next_token:
+        labels = _ids(inputs)
     return _Parts(
         inputs,
         _tensor("labels", labels),
@@ -184,6 +195,15 @@ def _parts(item: object) -> _Parts:
         _tensor("alignment", alignment),
         _tensor("matched", matched),
     )
+
+
+def _ids(inputs: Inputs) -> Tensor | None:
+    """Return the token ids of a decoder among inputs; None without any."""
+    ids = inputs if isinstance(inputs, Tensor) else inputs.get("input_ids")
+    # The labels of an encoder-decoder are another text than what its encoder reads.
+    if ids is None or Batch(inputs=inputs).is_decoded:
+        return None
+    return None if ids.is_floating_point() or ids.ndim != SEQUENCE_AXES else ids
 
 
 def _tensor(name: str, value: object) -> Tensor | None:

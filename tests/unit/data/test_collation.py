@@ -286,7 +286,11 @@ HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
         ((IDS, torch.tensor(1)), False, r"one an example or .*; got shape \(\)"),
         ((IDS, torch.tensor([1, -100])), False, "of whole examples cannot be ignored; got -100"),
         ((IDS, torch.tensor([1, 0])), True, "'next_token' must find labels .*; got one an exa"),
-        (IDS, True, "'next_token' must find labels of every position; got none"),
+        (
+            {"pixel_values": torch.zeros(2, 3)},
+            True,
+            "'next_token' must find labels of every position, or token ids .*; got none",
+        ),
         (Batch(inputs=IDS), True, "'next_token' has no effect on a `Batch`"),
         (
             {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 3, 3)},

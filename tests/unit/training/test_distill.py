@@ -151,7 +151,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "stream": (
         {"evaluation": parity()},
-        "'evaluation' must be a sequence of curricle.Batch, a DataLoader or a",
+        "'evaluation' must be a stream of a known length, its 'examples_per_epoch'",
     ),
     "batch": ({"evaluation": held_out()[0]}, "'evaluation' must be a sequence of curricle.Batch"),
     "items": ({"evaluation": [{"labels": 1}]}, "'evaluation' must hold batches, written curricle."),

@@ -4,7 +4,7 @@ Metrics are exact over all scored positions of the held-out batches, not means o
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -16,7 +16,7 @@ from curricle.data.batch import Batch, Rows, check_positions
 from curricle.data.finiteness import non_finite_words
 from curricle.data.label_checks import misplaced, require_classes
 from curricle.errors import BindError, CurricleError, DataError
-from curricle.metrics import ACCURACY, CLASS_METRICS, Metric, Scores
+from curricle.metrics import ACCURACY, CLASS_METRICS, METRICS, Metric, Scores
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at, modes_kept
 from curricle.models.tapped import OUTPUT, Activations, Forward, Inputs, TappedModel
@@ -231,15 +231,29 @@ def _check_labels(batches: Sequence[Batch], *, are_classes: bool) -> None:
     if not any(tensor.numel() for tensor in labels):
         words = next(filter(None, (misplaced(batch.inputs) for batch in batches)), "")
         raise DataError(
-            f"'evaluation' must hold labels; got {len(batches)} batches without any{words}"
+            f"'evaluation' must hold labels; got {len(batches)} batches without any"
+            f"{words or _without_labels(batches)}"
         )
     if any(batch.repeats_inputs and not batch.is_decoded for batch in batches):
         raise DataError(
             "'evaluation' must not have the input ids as labels, which a model only copies; "
-            "curricle.stream(loader, next_token=True) shifts them by one position"
+            "curricle.stream(loader, next_token=True) shifts them by one position, as "
+            "curricle.evaluate(..., next_token=True) does"
         )
     for tensor in labels if are_classes else ():
         require_classes(tensor, "'labels' of 'evaluation'")
+
+
+def _without_labels(batches: Sequence[Batch]) -> str:
+    """Return the ways to evaluate data without labels, as the end of an error sentence."""
+    names = sorted(repr(name) for name, metric in METRICS.items() if metric.reads == "teacher")
+    choice = f"; the metrics {', '.join(names)} compare with the teacher and need none"
+    if any(isinstance(batch.inputs, Mapping) and "input_ids" in batch.inputs for batch in batches):
+        choice += (
+            ", and labels of a decoder are the next tokens, which curricle.stream(loader, "
+            "next_token=True) takes from the input ids"
+        )
+    return choice
 
 
 def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, int]:

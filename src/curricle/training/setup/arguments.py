@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
-from curricle.data.collation import batch_of, declared_positions
+from curricle.data.collation import batch_of, check_first, declared_positions
 from curricle.data.dataloaders import LoaderStream, stream
-from curricle.data.streams import Stream
+from curricle.data.streams import Stream, epoch_batches
 from curricle.errors import BindError
 from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.tapped import TappedModel
@@ -97,20 +97,26 @@ def _place_of(name: str) -> str:
 
 @overload
 def as_evaluation(
-    evaluation: Sequence[Batch] | DataLoader[object] | OwnEvaluation, data: object
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | OwnEvaluation,
+    data: object,
+    *,
+    next_token: bool = False,
 ) -> Sequence[Batch] | OwnEvaluation: ...
 @overload
-def as_evaluation(evaluation: object, data: object) -> object: ...
-def as_evaluation(evaluation: object, data: object) -> object:
-    """Return held-out data as batches if they are a loader, which is read once; else unchanged.
+def as_evaluation(evaluation: object, data: object, *, next_token: bool = False) -> object: ...
+def as_evaluation(evaluation: object, data: object, *, next_token: bool = False) -> object:
+    """Return held-out data as batches if they are a loader or a stream; else unchanged.
 
     Args:
-        evaluation: A loader, batches or a function.
+        evaluation: A loader or a stream, of which an epoch is read once, batches or a function.
         data: Training data; where they are a stream of a loader, its reading of items is used.
+        next_token: Reading of the items of a loader where it is not that of the training data.
 
     Raises:
         BindError: If the loader is empty.
     """
+    if conforms(evaluation, Stream):
+        return epoch_batches(evaluation)
     if not isinstance(evaluation, DataLoader):
         return evaluation
     # A loader that shuffles draws its order from torch's global generator, which is the caller's.
@@ -120,8 +126,11 @@ def as_evaluation(evaluation: object, data: object) -> object:
         raise BindError("'evaluation' must give at least one batch; got an empty DataLoader")
     if isinstance(data, LoaderStream):
         return [data.as_batch(item) for item in items]
-    positions = declared_positions(items[0])
-    return [batch_of(item, next_token=False, positions=positions) for item in items]
+    positions = declared_positions(items[0], next_token=next_token)
+    batches = [batch_of(item, next_token=next_token, positions=positions) for item in items]
+    if next_token:
+        check_first(items[0], batches[0], next_token=True)
+    return batches
 
 
 def as_teacher(
@@ -193,8 +202,8 @@ def require_parts(optimizer: object, evaluation: object) -> None:
         return
     if not isinstance(evaluation, Sequence):
         raise BindError(
-            f"'evaluation' must be a sequence of curricle.Batch, a DataLoader or a function; "
-            f"got {_describe(evaluation)}"
+            f"'evaluation' must be a sequence of curricle.Batch, a DataLoader, a stream or a "
+            f"function; got {_describe(evaluation)}"
         )
     # A loader's pairs of tensors are sequences, too, and would fail in the middle of the run.
     wrong = [item for item in evaluation if type(item) is not Batch]
