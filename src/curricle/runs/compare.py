@@ -116,6 +116,7 @@ class _Plan:
     watch: Watcher | None
     trackers: tuple[TrackerName, ...]
     has_folder: bool
+    has_goal: bool
     built: WeakSet[AnyModel] = field(default_factory=WeakSet)
     """Students that the function has returned and that are in memory."""
 
@@ -268,6 +269,7 @@ class _Plan:
             bind_curriculum,
             name=name,
             length=None if steps is None else Duration(number=steps),
+            has_goal=self.has_goal,
         )
 
 
@@ -368,6 +370,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         watch=watch,
         trackers=tracker_names(report_to),
         has_folder=output_dir is not None,
+        has_goal=goal is not None,
     )
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")
