@@ -8,7 +8,7 @@ behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
-from curricle.errors import BindError
+from curricle.errors import BindError, loading_hint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -93,6 +93,6 @@ def fast_backend(role: str, tokenizer: object) -> "FastTokenizer":
         name = f"{role}_tokenizer" if role else "tokenizer"
         raise BindError(
             f"{name!r} must be a fast tokenizer of transformers or a Tokenizer of tokenizers; got "
-            f"{type(tokenizer).__name__!r}"
+            f"{type(tokenizer).__name__!r}{loading_hint(tokenizer, 'AutoTokenizer')}"
         )
     return cast("FastTokenizer", backend)

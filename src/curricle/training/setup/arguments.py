@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar, overload
 
@@ -15,7 +16,7 @@ from curricle.data.batch import Batch
 from curricle.data.collation import batch_of, check_first, declared_positions
 from curricle.data.dataloaders import LoaderStream, stream
 from curricle.data.streams import Stream, epoch_batches
-from curricle.errors import BindError
+from curricle.errors import BindError, loading_hint
 from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -31,6 +32,8 @@ AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
+MODELS = "AutoModelForCausalLM"
+"""Example of a class of transformers that loads a model with its head."""
 OwnEvaluation = Callable[[TappedModel], dict[str, float]]
 """Evaluation by a function of the caller."""
 
@@ -225,12 +228,11 @@ def require_model(name: str, model: object) -> None:
         BindError: If it is something else.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
-        stored = (
-            " (curricle.open_targets opens a folder of stored targets, as teacher of 'distill')"
-        )
+        stored = ", and curricle.open_targets opens a folder of stored targets as a teacher"
+        is_name = name == "teacher" and isinstance(model, str | Path)
         raise BindError(
             f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
-            f"{_describe(model)}{stored if name == 'teacher' else ''}"
+            f"{_describe(model)}{loading_hint(model, MODELS)}{stored if is_name else ''}"
         )
 
 
