@@ -402,7 +402,7 @@ def test_a_teacher_that_cannot_be_loaded_is_named_with_its_argument(
 
 def test_models_of_a_trainer_are_modules_or_names_of_a_teacher(tmp_path: Path) -> None:
     # The shape checks of the tests would refuse them first.
-    construct = inspect.unwrap(CurriculumTrainer.__init__)
+    construct: Any = inspect.unwrap(CurriculumTrainer.__init__)
     trainer = object.__new__(CurriculumTrainer)
     with pytest.raises(BindError, match=r"^'teacher_model' must be a torch.nn.Module, .*got 'int'"):
         construct(trainer, model("masked", 8, 0), args=config(tmp_path), teacher_model=3)

@@ -22,6 +22,8 @@ from curricle.data.batch import ENOUGH, SEQUENCE_AXES, Batch, Inputs, data_mask,
 from curricle.data.label_checks import LABEL_ALIASES, way_out
 from curricle.errors import DataError
 
+PEEKED = 3
+"""Entries of a list that are looked at for texts."""
 IGNORED = -100
 """Label of a position that is not scored, as in torch's losses and in transformers."""
 Positions = Literal["example", "token"]
@@ -176,13 +178,15 @@ def _parts(item: object, *, next_token: bool = False) -> _Parts:
         teacher_inputs = fields.pop("teacher_inputs", None)
         alignment = fields.pop("alignment", None)
         matched = fields.pop("matched", None)
-        if labels is None:
+        # Texts come first: their labels are renamed by what reads them.
+        columns = [field for name, field in fields.items() if name not in LABEL_ALIASES]
+        if labels is None and not any(map(_has_texts, columns)):
             _require_known_name(fields)
         inputs = _tensors(fields)
     if not isinstance(inputs, (Tensor, dict)) or (isinstance(inputs, dict) and not inputs):
         raise DataError(
             "an item of 'loader' must be a Batch, inputs, (inputs, labels) or a mapping of named "
-            f"tensors; got {type(item).__name__}"
+            f"tensors; got {type(item).__name__}{_way_to_tensors(item)}"
         )
     if labels is None and next_token:
         labels = _ids(inputs)
@@ -213,7 +217,9 @@ def _tensor(name: str, value: object) -> Tensor | None:
         DataError: If it is something else.
     """
     if value is not None and not isinstance(value, Tensor):
-        raise DataError(f"{name!r} must be a tensor; got {type(value).__name__}")
+        raise DataError(
+            f"{name!r} must be a tensor; got {type(value).__name__}{_way_to_tensors(value)}"
+        )
     return value
 
 
@@ -228,9 +234,42 @@ def _tensors(fields: Mapping[str, object]) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise DataError(
                 f"{name!r} must be a tensor for a model to read it; got {type(tensor).__name__}"
+                f"{_way_to_tensors(tensor)}"
             )
         tensors[name] = tensor
     return tensors
+
+
+def _has_texts(value: object) -> bool:
+    """Return whether a value is a text, or a list of texts or of rows with texts."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, Mapping):
+        return any(map(_has_texts, value.values()))
+    return isinstance(value, Sequence) and any(map(_has_texts, value[:PEEKED]))
+
+
+def _way_to_tensors(value: object) -> str:
+    """Return the end of an error sentence on how a collate function makes tensors of a value."""
+    if _has_texts(value):
+        return (
+            "; texts are read by the 'collate_fn' of the DataLoader: for sentence encoders "
+            "curricle.integrations.sentence_transformers.TextCollator(tokenizer), for other models "
+            "their tokenizer; curricle.text_stream makes next-token data of texts"
+        )
+    is_list = isinstance(value, Sequence) and len(value) > 0
+    if is_list and isinstance(value[0], Mapping):
+        return (
+            "; these are rows, of which torch.utils.data.default_collate makes tensors, or "
+            "transformers.DataCollatorWithPadding(tokenizer) if they are token ids of several "
+            "lengths"
+        )
+    if is_list and not isinstance(value[0], Tensor):
+        return (
+            "; torch.tensor(...) makes one of numbers in the 'collate_fn' of the DataLoader, and "
+            "transformers.DataCollatorWithPadding(tokenizer) pads token ids"
+        )
+    return "; torch.as_tensor(...) makes one" if hasattr(value, "__array__") else ""
 
 
 def _require_known_name(fields: Mapping[str, object]) -> None:

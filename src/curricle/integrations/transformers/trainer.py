@@ -95,6 +95,8 @@ class CurriculumTrainer(transformers.Trainer):
                 curriculum.
         """
         require_model("model", model)
+        if teacher_model is not None and not isinstance(teacher_model, str):
+            require_model("teacher_model", teacher_model)
         args = _checked(args or CurriculumConfig(output_dir="tmp_trainer"), keywords)
         if args.disable_dropout:
             disable_dropout(model)
@@ -528,8 +530,6 @@ def _teacher(
     argument: str,
 ) -> nn.Module | TappedModel | None:
     if not isinstance(teacher, str):
-        if teacher is not None:
-            require_model(argument, teacher)
         return teacher
     keywords = args.teacher_model_init_kwargs or {}
     if isinstance(keywords, str):
