@@ -147,14 +147,17 @@ def label_metrics(
     )
 
 
-def with_output(evaluate: Evaluator, output: str) -> Evaluator:
+def with_output(evaluate: Evaluator, output: str, *, is_labeled: bool = False) -> Evaluator:
     """Return an evaluator of batches that reads a named output of models without logits.
 
     Args:
         evaluate: Evaluator of held-out batches; a function of the user stays as it is.
         output: Name of the output; empty for none.
+        is_labeled: Whether labels are declared for it, so that it is read beside logits, too.
     """
-    return replace(evaluate, output=output) if isinstance(evaluate, _LabelEvaluator) else evaluate
+    if not isinstance(evaluate, _LabelEvaluator):
+        return evaluate
+    return replace(evaluate, output=output, is_labeled=is_labeled)
 
 
 @final
@@ -171,6 +174,7 @@ class _LabelEvaluator:
     chance: float | None
     """See `RunRecord.chance`."""
     output: str = ""
+    is_labeled: bool = False
     """See `with_output`."""
 
     def __call__(self, model: TappedModel) -> dict[str, float]:
@@ -185,8 +189,8 @@ class _LabelEvaluator:
         count = 0
         with (
             observing(model),
-            _open_logits(model, self.output) as forward,
-            _teaching(self.teacher, self.output) as read_teacher,
+            _open_logits(model, self.output, is_labeled=self.is_labeled) as forward,
+            _teaching(self.teacher, self.output, is_labeled=self.is_labeled) as read_teacher,
         ):
             for batch in self.batches:
                 logits, size = _logits(
@@ -270,14 +274,14 @@ def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, 
 
 
 @contextmanager
-def _open_logits(model: TappedModel, output: str) -> Iterator[Forward]:
-    """Yield a forward pass with logits, or with a named output where the model has none."""
+def _open_logits(model: TappedModel, output: str, *, is_labeled: bool) -> Iterator[Forward]:
+    """Yield a forward pass with logits, or with a named output for labels or without logits."""
     places = (model.place(f"{OUTPUT}:{output}"),) if output else ()
     with model.open_taps(places, logits=True) as forward:
 
         def run(inputs: Inputs, selected: Tensor | None = None) -> Activations:
             activations = forward(inputs, selected)
-            if not places or activations.logits is not None:
+            if not places or (activations.logits is not None and not is_labeled):
                 return activations
             state = activations.hidden[places[0]]
             if selected is None:
@@ -292,14 +296,17 @@ def _open_logits(model: TappedModel, output: str) -> Iterator[Forward]:
 
 @contextmanager
 def _teaching(
-    teacher: TappedModel | None, output: str
+    teacher: TappedModel | None, output: str, *, is_labeled: bool
 ) -> Iterator[Callable[[Batch], Tensor] | None]:
     """Yield a function from a batch to the teacher's logits; None without a teacher."""
     if teacher is None:
         yield None
         return
     # The trial before training comes before the run puts its teacher into evaluation mode.
-    with modes_kept(teacher.module), _open_logits(teacher, output) as forward:
+    with (
+        modes_kept(teacher.module),
+        _open_logits(teacher, output, is_labeled=is_labeled) as forward,
+    ):
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
         yield lambda batch: _logits(_teacher_activations(forward, batch), batch, name)[0]
