@@ -257,14 +257,14 @@ def _way_to_tensors(value: object) -> str:
             "curricle.integrations.sentence_transformers.TextCollator(tokenizer), for other models "
             "their tokenizer; curricle.text_stream makes next-token data of texts"
         )
-    is_list = isinstance(value, Sequence) and len(value) > 0
-    if is_list and isinstance(value[0], Mapping):
+    first = value[0] if isinstance(value, Sequence) and len(value) > 0 else None
+    if isinstance(first, Mapping):
         return (
             "; these are rows, of which torch.utils.data.default_collate makes tensors, or "
             "transformers.DataCollatorWithPadding(tokenizer) if they are token ids of several "
             "lengths"
         )
-    if is_list and not isinstance(value[0], Tensor):
+    if first is not None and not isinstance(first, Tensor):
         return (
             "; torch.tensor(...) makes one of numbers in the 'collate_fn' of the DataLoader, and "
             "transformers.DataCollatorWithPadding(tokenizer) pads token ids"
