@@ -84,8 +84,8 @@ class MatchLogits:
     leading token ids; otherwise all classes, of which both models must have the same number."""
     chunk: Chunk | None = None
     """Number of positions with logits in memory at one time, for large vocabularies: a number,
-    `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads
-    must end in a linear map."""
+    `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions; on a GPU with triton for
+    512 MiB in the model's precision), None for all. Heads must end in a linear map."""
     output: str | None = Field(default=None, exclude_if=is_none)
     """Name of the matched entry of both models' outputs, as one head of several; None for the
     logits."""

@@ -17,6 +17,7 @@ from curricle.objectives.base import Sample
 from curricle.objectives.frames import FrameCounter, counter_of_states, frame_counter
 from curricle.objectives.projections import Identity
 from curricle.records import StepRecord
+from curricle.training.setup.placement import SingleDevice
 from tests.contracts.test_families import WAV2VEC2
 from tests.parts import Listed, drawn
 
@@ -50,6 +51,15 @@ def test_the_mask_of_frames_is_that_of_the_model() -> None:
     assert valid is not None
     assert torch.equal(valid, expected)
     assert 0 < int(valid.sum()) < valid.numel()
+
+
+def test_frames_of_a_batch_that_was_moved_are_counted_on_the_cpu() -> None:
+    batch, frames = sound(), counter(wav2vec2(0))
+    expected, found = frames.batch(batch), frames.batch(SingleDevice("meta").part_of(batch))
+    assert found.valid is not None
+    assert found.valid.is_meta
+    assert found.positions == expected.positions
+    assert found.num_tokens == expected.num_tokens
 
 
 @pytest.mark.parametrize("reading", ["positions", "pooled"])
