@@ -259,6 +259,18 @@ class Batch:
         return torch.equal(tokens.flatten()[self.selected].double(), labels.double())
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Return whether every label is the token after its position, as of a decoder."""
+        labels, ids = self.labels, self.leading
+        if labels is None or self.selected is None or not len(labels) or labels.ndim > 1:
+            return False
+        if ids.is_floating_point() or tuple(ids.shape) != self.positions:
+            return False
+        # The last token has none after it, and is compared with itself.
+        following = (self.selected + 1).clamp(max=ids.numel() - 1)
+        return torch.equal(ids.flatten()[following].long(), labels.long())
+
+    @property
     def key(self) -> BatchKey | None:
         """Return the key by which the batch is recognized; None without a step."""
         return None if self.step is None else (self.step, self.offset, self.num_examples)

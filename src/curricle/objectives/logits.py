@@ -50,7 +50,7 @@ FEWEST_CLASSES = 2
 """Minimum number of classes; a distribution over a single class is constant."""
 
 
-def _is_none(name: object) -> bool:
+def is_none(name: object) -> bool:
     """Return whether a name is left out of specs and digests, which are older than it."""
     return name is None
 
@@ -87,7 +87,7 @@ class MatchLogits:
     """Number of positions with logits in memory at one time, for large vocabularies: a number,
     `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions; on a GPU with triton for
     512 MiB in the model's precision), None for all. Heads must end in a linear map."""
-    output: str | None = Field(default=None, exclude_if=_is_none)
+    output: str | None = Field(default=None, exclude_if=is_none)
     """Name of the matched entry of both models' outputs, as one head of several; None for the
     logits."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
@@ -166,8 +166,8 @@ class MatchLogits:
         # Taps of other objectives are no outputs of this one.
         reads = reads if self.output else replace(reads, student=(), teacher=())
         sides = {
-            "student": _named(sample.student, reads.student, sample.batch),
-            "teacher": _named(teacher_activations, reads.teacher, sample.batch),
+            "student": at_output(sample.student, reads.student, sample.batch),
+            "teacher": at_output(teacher_activations, reads.teacher, sample.batch),
         }
         shapes = {owner: logits_shape(self.chunk, side) for owner, side in sides.items()}
         if self._needs_classes:
@@ -261,7 +261,7 @@ def logits_shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ..
     return (*head.states.shape[:-1], head.num_classes)
 
 
-def _named(activations: Activations, places: tuple[Place, ...], batch: Batch) -> Activations:
+def at_output(activations: Activations, places: tuple[Place, ...], batch: Batch) -> Activations:
     """Return activations with a named output, if one is read, in the place of the logits.
 
     Args:
@@ -365,7 +365,7 @@ class BoundLogits:
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"] | LinearHead:
         """Return the teacher's logits, or its head with `chunk`."""
         if self.declared.chunk is None:
-            return self.logits(_named(teacher, self.reads.teacher, batch), batch)
+            return self.logits(at_output(teacher, self.reads.teacher, batch), batch)
         return self._head(teacher, batch).detached
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
@@ -393,7 +393,7 @@ class BoundLogits:
         chunk, compare = self.declared.chunk, self._comparison(target)
         if chunk is not None:
             return chunked_total(self._head(student, batch), compare, chunk=chunk)
-        named = _named(student, self.reads.student, batch)
+        named = at_output(student, self.reads.student, batch)
         return compare(self.logits(named, batch), slice(None))
 
     def _comparison(self, target: Tensor | SparseTarget) -> RowLoss:

@@ -43,6 +43,7 @@ from curricle.runs.onnx_files import (
     write_onnx,
 )
 from curricle.training.loop.engine import FINISHED
+from curricle.training.setup.arguments import require_model
 
 EXPORT = "model"
 CONFIG = "config.json"
@@ -134,6 +135,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
             tolerance; nothing is written then.
         CheckpointError: If the folder is taken, or `run` is not a finished run.
     """
+    require_model("student", student)
     module, _ = unwrapped(student if isinstance(student, nn.Module) else student.module)
     records = () if run is None else finished_records(Path(run))
     model, is_merged = merged(module)

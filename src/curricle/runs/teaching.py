@@ -82,7 +82,7 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
     data: Stream | DataLoader[object],
     *,
     total: Duration | str,
-    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | Evaluator,
     output_dir: str | Path,
     checkpoints: int = CHECKPOINTS,
     loss: LabelLossName = "cross_entropy",
@@ -102,7 +102,7 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
         model: The model that becomes the teacher; trained in place.
         data: Training batches with labels, or a `DataLoader`, as in `distill`.
         total: Length of the training, as `'3 epochs'` or `'2k steps'`.
-        evaluation: Held-out batches, a `DataLoader` or a function, as in `distill`.
+        evaluation: Held-out batches, a `DataLoader`, a stream or a function, as in `distill`.
         output_dir: Run folder, with the checkpoints in `trajectory`.
         checkpoints: Number of checkpoints, equally spaced; the last is the end of the training.
         loss: Loss against the labels; see `LabelLoss`.

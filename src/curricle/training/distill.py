@@ -193,7 +193,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     curriculum: Curriculum,
     data: Stream | DataLoader[object],
     *,
-    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | Evaluator,
     metric: str | Metric = ACCURACY,
     better: Direction | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),
@@ -215,10 +215,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         curriculum: Result of a strategy such as `extraction`.
         data: Training batches, or a `DataLoader`, which is read by `curricle.stream(data,
             seed=seed)`; call it yourself for `next_token` and `positions`.
-        evaluation: Held-out batches with labels, a `DataLoader` of them, which is read once, or a
-            function from the model to metrics. The
-            metric by which the run is judged must be finite; of the others, records and the result
-            hold those that are.
+        evaluation: Held-out batches with labels, a `DataLoader` or a stream of them, of which an
+            epoch is read once, or a function from the model to metrics. The metric by which the
+            run is judged must be finite; of the others, records and the result hold those that are.
         metric: The metric by which the run is judged, or its name. Batches are evaluated by it and
             by the usual metrics of their labels; a function must give it.
         better: Which values of the metric are better. None takes the direction of a built-in metric

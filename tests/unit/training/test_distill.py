@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "stream": (
         {"evaluation": parity()},
-        "'evaluation' must be a sequence of curricle.Batch, a DataLoader or a",
+        "'evaluation' must be a stream of a known length, its 'examples_per_epoch'",
     ),
     "batch": ({"evaluation": held_out()[0]}, "'evaluation' must be a sequence of curricle.Batch"),
     "items": ({"evaluation": [{"labels": 1}]}, "'evaluation' must hold batches, written curricle."),
@@ -416,9 +416,18 @@ def test_codecs_are_a_value_of_ours(tmp_path: Path) -> None:
     ("student", "teacher", "sentence"),
     [
         (None, mlp(4), "'student' must be a torch.nn.Module, .*got None"),
-        (mlp(4), "runs/teacher", "'teacher' must be a torch.nn.Module, .*got 'runs/teacher'"),
+        (
+            mlp(4),
+            "runs/teacher",
+            (
+                r"'teacher' must be a torch.nn.Module, .*got 'runs/teacher'; a folder or a name of "
+                r"the Hub is loaded before the call, .*\.from_pretrained\('runs/teacher'\), and "
+                r"curricle.open_targets opens a folder of stored targets as a teacher$"
+            ),
+        ),
+        ("bert", mlp(4), r"'student' must .*got 'bert'; .*\.from_pretrained\('bert'\)$"),
     ],
-    ids=["student", "teacher"],
+    ids=["student", "teacher", "name"],
 )
 def test_what_is_no_model_is_called_by_its_argument(
     student: Any, teacher: Any, sentence: str
