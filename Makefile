@@ -66,6 +66,7 @@ spelling: install  ## Check spelling
 docs: install  ## Make pages of docs/ from the source, and files for coding agents from the pages
 	$(BIN)/python -m curricle.runs.reference spec > docs/spec.md
 	$(BIN)/python -m curricle.runs.reference records > docs/records.md
+	$(BIN)/python -m curricle.runs.api_reference > docs/api.md
 	$(BIN)/python tools/agent_files.py
 
 architecture: install  ## Make docs/images/architecture.svg from the imports

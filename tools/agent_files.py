@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[1]
 INDEX = REPOSITORY / "llms.txt"
 SKILL = REPOSITORY / "skills" / "curricle" / "SKILL.md"
 PAGES = {
-    "Use": ("guide", "examples", "spec", "records"),
+    "Use": ("guide", "examples", "api", "spec", "records"),
     "Measurements": ("reproduction", "performance", "reliability", "journal"),
     "Background": ("theory", "architecture"),
 }

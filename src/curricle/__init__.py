@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from curricle.data.dataloaders import stream as stream
     from curricle.data.streams import Stream as Stream
     from curricle.data.synthetic.parity import ParityStream as ParityStream
+    from curricle.data.text.own_texts import text_stream as text_stream
     from curricle.data.text.paired import PairedTexts as PairedTexts
     from curricle.data.text.paired import paired_texts as paired_texts
     from curricle.errors import CurricleError as CurricleError
@@ -89,6 +90,7 @@ else:
             "data.batch": ("Batch",),
             "data.streams": ("Stream",),
             "data.synthetic.parity": ("ParityStream",),
+            "data.text.own_texts": ("text_stream",),
             "data.text.paired": ("PairedTexts", "paired_texts"),
             "errors": ("CurricleError",),
             "metrics": ("Metric",),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Movable = TypeVar("Movable", bound=Tensor | nn.Module)
+MOST_PINNED_BYTES = 2**28
+"""Size of the largest tensor that is copied to a GPU by way of pinned memory, which torch keeps."""
 
 
 def beside(movable: Movable, like: Tensor) -> Movable:
@@ -19,8 +21,44 @@ def beside(movable: Movable, like: Tensor) -> Movable:
         movable: The tensor, copied only if it lies elsewhere, or the module, moved in place.
         like: A tensor that lies where the result is to lie.
     """
+    if isinstance(movable, Tensor):
+        return cast("Movable", moved_to(movable, like.device))
     # Copies to a GPU need not be waited for; a copy to the CPU would be read before it is there.
     return cast("Movable", movable.to(like.device, non_blocking=not like.is_cpu))
+
+
+def moved_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; a copy to a GPU is not waited for.
+
+    Args:
+        tensor: The tensor, copied only if it lies elsewhere.
+        device: The device.
+    """
+    if needs_pinning(tensor, device):
+        # The driver may let a copy from other memory wait for all kernels that are queued. The
+        # allocator of torch reuses the pinned memory only after the copy.
+        tensor = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def needs_pinning(tensor: Tensor, device: torch.device) -> bool:
+    """Return whether a tensor is to be copied to a device by way of pinned memory.
+
+    Args:
+        tensor: The tensor.
+        device: The device.
+    """
+    return (
+        device.type == "cuda"
+        and tensor.is_cpu
+        # Parameters and subclasses may copy in ways of their own.
+        and type(tensor) is Tensor
+        and tensor.layout == torch.strided
+        and not tensor.is_nested
+        and not tensor.requires_grad
+        and tensor.nbytes <= MOST_PINNED_BYTES
+        and not tensor.is_pinned()
+    )
 
 
 def processor_kind(tensor: Tensor) -> str:

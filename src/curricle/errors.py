@@ -15,12 +15,15 @@ import difflib
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import final
 
 LONGEST_SENTENCE = 1_200
 """Characters of an error sentence, a dozen lines of a terminal."""
 # Controls; marks of reading direction; line separators; surrogates and noncharacters. Joiners stay:
 # Indic scripts and emoji need them.
+LONGEST_REASON = 200
+"""Characters of the error of another library in a message; some errors list every family."""
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff"
     "\ud800-\udfff]"
@@ -75,6 +78,30 @@ class DivergenceError(CurricleError, ArithmeticError):
 def reason(error: Exception) -> str:
     """Return the reason of an error, without the path that an `OSError` adds to its message."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def short_reason(error: Exception) -> str:
+    """Return the message of an error of another library on one line, without its end if it is long.
+
+    Args:
+        error: The error.
+    """
+    return " ".join(reason(error).split())[:LONGEST_REASON]
+
+
+def loading_hint(argument: object, loader: str = "AutoModel") -> str:
+    """Return the end of an error sentence for a name in the place of the object that it names.
+
+    Args:
+        argument: The argument; anything but a text or a path has no hint.
+        loader: Class of transformers that loads a folder or a name of the Hub.
+    """
+    if not isinstance(argument, str | Path):
+        return ""
+    return (
+        f"; a folder or a name of the Hub is loaded before the call, as by transformers.{loader}"
+        f".from_pretrained({str(argument)!r})"
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -57,8 +57,10 @@ DIGITS_HELD_OUT = 5
 """One digit of so many is held out."""
 DIGIT_LEVELS = 16
 """Largest gray level of a digit."""
-IMAGE_AXES = 4
-"""Axes of images: example, channel, row, column."""
+IMAGE_AXES = (3, 4)
+"""Numbers of axes of signals and images: example, channel, then position or row and column."""
+IMAGE_MODELS = ("cnn",)
+"""Kinds of models of images beside those of transformers."""
 
 
 @final
@@ -344,7 +346,9 @@ class TensorsTask(BaseTask):
     embedding."""
     encoding: Literal["vector", "positions", "image"] = "vector"
     """How models read an example: as one `vector` or as a vector at each of its `positions`, both
-    by an `mlp`, or as an `image` by a Hugging Face model."""
+    by an `mlp`, or as an `image` by a `cnn` or a Hugging Face model. An image is of the axes
+    channel, row and column, or channel and position for a signal, which a `cnn` with `axes: 1`
+    reads; its labels may be classes of all its pixels, -100 where there is none."""
     batch_size: int = Field(default=64, gt=0)
     """Examples a step."""
     evaluation_batches: int = Field(default=100, gt=0)
@@ -353,7 +357,7 @@ class TensorsTask(BaseTask):
     @property
     def models(self) -> tuple[str, ...]:
         """Return the kinds of models that can read the data."""
-        return LANGUAGE_MODELS if self.encoding == "image" else ("mlp",)
+        return (*LANGUAGE_MODELS, *IMAGE_MODELS) if self.encoding == "image" else ("mlp",)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -415,8 +419,17 @@ class TensorsTask(BaseTask):
             batch_size=self.batch_size,
             seed=seed,
             purpose=purpose,
-            positions="token" if self.encoding == "positions" else "example",
+            positions=(
+                "token"
+                if self.encoding == "positions" or self._is_dense(inputs, labels)
+                else "example"
+            ),
         )
+
+    def _is_dense(self, inputs: Tensor, labels: Tensor) -> bool:
+        """Return whether labels are classes of pixels, by their axes."""
+        is_map = self.encoding == "image" and self.labels == "classes"
+        return is_map and labels.ndim > 1 and labels.ndim == inputs.ndim - 1
 
     def _tensors(self, split: ExampleSplit) -> tuple[Tensor, Tensor]:
         """Return inputs in the encoding, and labels.
@@ -426,8 +439,9 @@ class TensorsTask(BaseTask):
         """
         read = BUILT_IN.get(self.data)
         inputs, labels = read(split) if read is not None else _stored(self.data, split)
-        num_places = 2 if self.encoding == "positions" else 1
         is_classes = self.labels == "classes"
+        is_dense = self._is_dense(inputs, labels)
+        num_places = 2 if self.encoding == "positions" else inputs.ndim - 1 if is_dense else 1
         if is_classes == labels.is_floating_point() or labels.ndim != num_places + (not is_classes):
             axes = "example, position" if num_places > 1 else "example"
             form = f"whole numbers ({axes})" if is_classes else f"floats ({axes}, value)"
@@ -435,13 +449,18 @@ class TensorsTask(BaseTask):
                 f"'labels' of {self.data!r} must be {form}; got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}"
             )
+        if is_dense and labels.shape[1:] != inputs.shape[2:]:
+            raise DataError(
+                f"'labels' of {self.data!r} must have the size of the images, "
+                f"{tuple(inputs.shape[2:])}; got {tuple(labels.shape[1:])}"
+            )
         if self.encoding == "vector":
             inputs = inputs.flatten(1)
-        axes_of_inputs = {"vector": 2, "positions": 3, "image": IMAGE_AXES}[self.encoding]
-        if inputs.ndim != axes_of_inputs:
+        numbers = {"vector": (2,), "positions": (3,), "image": IMAGE_AXES}[self.encoding]
+        if inputs.ndim not in numbers:
             raise DataError(
-                f"'inputs' of {self.data!r} must have {axes_of_inputs} axes with encoding "
-                f"{self.encoding!r}; got shape {tuple(inputs.shape)}"
+                f"'inputs' of {self.data!r} must have {' or '.join(map(str, numbers))} axes with "
+                f"encoding {self.encoding!r}; got shape {tuple(inputs.shape)}"
             )
         return inputs.float(), labels.float() if labels.is_floating_point() else labels.long()
 

@@ -8,7 +8,7 @@ behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
-from curricle.errors import BindError
+from curricle.errors import BindError, loading_hint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -82,7 +82,7 @@ def fast_backend(role: str, tokenizer: object) -> "FastTokenizer":
     """Return the tokenizer of the package tokenizers inside a fast tokenizer of transformers.
 
     Args:
-        role: `student` or `teacher`, for the error sentence.
+        role: `student` or `teacher`, for the error sentence; empty for the tokenizer of both.
         tokenizer: A fast tokenizer of transformers, or a `Tokenizer` of tokenizers itself.
 
     Raises:
@@ -90,8 +90,9 @@ def fast_backend(role: str, tokenizer: object) -> "FastTokenizer":
     """
     backend: object = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "get_vocab") or not hasattr(type(backend), "from_str"):
+        name = f"{role}_tokenizer" if role else "tokenizer"
         raise BindError(
-            f"'{role}_tokenizer' must be a fast tokenizer of transformers or a Tokenizer of "
-            f"tokenizers; got {type(tokenizer).__name__!r}"
+            f"{name!r} must be a fast tokenizer of transformers or a Tokenizer of tokenizers; got "
+            f"{type(tokenizer).__name__!r}{loading_hint(tokenizer, 'AutoTokenizer')}"
         )
     return cast("FastTokenizer", backend)

@@ -128,6 +128,8 @@ TEACHER_AT_CHANCE = (
     "as the labels"
 )
 """Note about a teacher whose accuracy on held-out batches is below that of chance."""
+SUBJECTS = ("data", "goal", "length", "student", "teacher")
+"""Subjects with which notes begin, before a colon."""
 REMEDY = "restore it, or move the folder {!r} away and run again"
 
 
@@ -309,6 +311,15 @@ Record = Annotated[
     RunRecord | StageRecord | StepRecord | EvaluationRecord | StageEndRecord | EndRecord,
     Field(discriminator="kind"),
 ]
+
+
+def has_subject(note: str) -> bool:
+    """Return whether a note names its subject, so that it is clear without that of its run.
+
+    Args:
+        note: One of `RunRecord.notes`.
+    """
+    return note.partition(":")[0] in SUBJECTS
 
 
 def _listed(metrics: Mapping[str, float]) -> str:

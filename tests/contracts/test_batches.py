@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.data.batch import Batch, Inputs, concatenate, named
+from curricle.data.batch import Batch, Inputs, named
+from curricle.data.blocks import concatenate
 from curricle.data.example_keys import example_keys
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import Activations, TappedModel

@@ -220,6 +220,25 @@ CASES = {
         model={"kind": "hf", "model_type": "vit", "head": "image_classification",
                "config": TINY | {"patch_size": 4}},
     ),
+    "digits of a cnn": Case(
+        task={"kind": "tensors", "data": "digits", "encoding": "image"},
+        model={"kind": "cnn", "channels": [4, 4], "stride": 2},
+    ),
+    "signals": Case(
+        task={"kind": "tensors", "encoding": "image"}, file="data.safetensors",
+        model={"kind": "cnn", "channels": [4, 4], "axes": 1},
+        content=(values(2, 12), classes()),
+    ),
+    "classes of pixels": Case(
+        task={"kind": "tensors", "encoding": "image"}, file="data.safetensors",
+        model={"kind": "cnn", "channels": [4, 4], "output": "positions"},
+        content=(values(2, 5, 4), classes(5, 4)),
+    ),
+    "classes along a signal": Case(
+        task={"kind": "tensors", "encoding": "image"}, file="data.safetensors",
+        model={"kind": "cnn", "channels": [4, 4], "axes": 1, "output": "positions"},
+        content=(values(2, 12), classes(12)),
+    ),
     "tensors to tensors": Case(
         task={"kind": "tensors", "labels": "values"}, model=MLP, file="data.safetensors",
         content=(values(2, 3), values(4)), metrics=("mean_squared_error",),

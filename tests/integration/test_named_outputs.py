@@ -13,7 +13,7 @@ import curricle
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.data.batch import Batch, named
-from curricle.errors import BindError, SpecError
+from curricle.errors import BindError, DataError, SpecError
 from curricle.objectives.divergences import SquaredError
 from curricle.objectives.projections import Identity
 from curricle.records import EvaluationRecord, StepRecord
@@ -124,6 +124,61 @@ def test_a_model_may_declare_which_head_has_its_logits() -> None:
     assert loss == pytest.approx(divergence(color, teacher(inputs)) + nll, rel=1e-5)
     (metrics, *_) = [record.metrics for record in records if isinstance(record, EvaluationRecord)]
     assert metrics["nll"] == pytest.approx(nll, rel=1e-5)
+
+
+class WithLogits(TwoHeads):
+    """Logits, and a second head."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda color, shape: {"logits": color, "shape": shape})
+
+
+def of_head(objectives: tuple[Any, ...]) -> curricle.Curriculum:
+    stage = curricle.Stage(name="heads", duration="1 steps", objectives=objectives)
+    return curricle.Curriculum(name="heads", stages=(stage,))
+
+
+@pytest.mark.parametrize("has_logits", [True, False])
+def test_labels_belong_to_the_output_that_is_named(*, has_logits: bool) -> None:
+    """The teacher is matched at one head, and loss and metrics of labels are those of another."""
+    with seeding.scoped(0, "test model"):
+        student: nn.Module = WithLogits() if has_logits else TwoHeads(CONTAINERS["mapping"])
+    with seeding.scoped(1, "test model"):
+        teacher: nn.Module = WithLogits() if has_logits else TwoHeads(CONTAINERS["mapping"])
+    inputs, labels = drawn(12, 3), (torch.arange(12) % 2).long()
+    matched = curricle.MatchLogits(output=None if has_logits else "color")
+    name = "logits" if has_logits else "color"
+    with torch.no_grad():
+        outputs, taught = student(inputs), teacher(inputs)
+    nll = nn.functional.cross_entropy(outputs["shape"], labels).item()
+    kl = divergence(outputs[name], taught[name])
+    records: list[Any] = []
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=12)
+    result = curricle.distill(
+        student, teacher,
+        of_head((matched, curricle.LabelLoss(output="shape", weight=0.5))), loader,
+        evaluation=loader, settings=STILL, observers=[records.append],
+        optimizer=curricle.AdamW(learning_rate=1e-30),
+    )  # fmt: skip
+    (loss,) = [record.loss for record in records if isinstance(record, StepRecord)]
+    assert loss == pytest.approx(kl + 0.5 * nll, rel=1e-5)
+    assert result.metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    assert not [note for note in result.notes if note.startswith("labels are compared")]
+
+
+def test_labels_of_a_second_head_are_checked_against_its_classes() -> None:
+    inputs, labels = drawn(12, 3), (torch.arange(12) % 5).long()
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=12)
+    call = of_head((curricle.LabelLoss(output="shape"),))
+    with pytest.raises(DataError, match="'labels' must lie between 0 and 1, the student's last"):
+        curricle.distill(build("mapping", 0), None, call, loader, evaluation=loader)
+    call = of_head((curricle.LabelLoss(output="size"),))
+    with pytest.raises(BindError, match="'size'"):
+        curricle.distill(build("mapping", 0), None, call, loader, evaluation=loader)
+    with pytest.raises(SpecError, match="'chunk' has no effect with 'output'"):
+        curricle.LabelLoss(output="shape", chunk=8)
+    # Digests of runs without the field are those of earlier versions.
+    assert "output" not in plain(curricle.LabelLoss())  # type: ignore[operator]
 
 
 def test_both_heads_are_matched_in_one_stage() -> None:

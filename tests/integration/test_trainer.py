@@ -1,9 +1,10 @@
 """Trainings of a `CurriculumTrainer`: the losses of the engine, and the habits of the Trainer."""
 
+import inspect
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,48 @@ def test_a_teacher_is_loaded_by_its_folder(tmp_path: Path) -> None:
     assert trainer.teacher_model.config._attn_implementation == "eager"
     expected = losses(trained("masked", tmp_path, max_steps=3))
     assert losses(trainer) == pytest.approx(expected, rel=1e-5)
+
+
+def broken_folder(folder: Path) -> str:
+    model("masked", 16, 1).save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"x")
+    return str(folder)
+
+
+@pytest.mark.parametrize("argument", ["teacher_model", "teacher_model_name_or_path"])
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [(lambda folder: str(folder / "none"), "no folder of that"), (broken_folder, "is a folder")],
+    ids=["missing", "broken"],
+)
+def test_a_teacher_that_cannot_be_loaded_is_named_with_its_argument(
+    make: Callable[[Path], str],
+    place: str,
+    argument: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The name is asked for on the Hub, too.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    name = make(tmp_path / "teacher")
+    of_trainer: dict[str, Any] = {"teacher_model": name} if argument == "teacher_model" else {}
+    fields: dict[str, Any] = {} if of_trainer else {argument: name}
+    sentence = (
+        rf"^'{argument}' must be a folder or a name of the Hub that AutoModelForMaskedLM loads; "
+        rf"got '{name}' \({place}.*\); transformers says: "
+    )
+    with pytest.raises(BindError, match=sentence):
+        CurriculumTrainer(model("masked", 8, 0), args=config(tmp_path, **fields), **of_trainer)
+
+
+def test_models_of_a_trainer_are_modules_or_names_of_a_teacher(tmp_path: Path) -> None:
+    # The shape checks of the tests would refuse them first.
+    construct: Any = inspect.unwrap(CurriculumTrainer.__init__)
+    trainer = object.__new__(CurriculumTrainer)
+    with pytest.raises(BindError, match=r"^'teacher_model' must be a torch.nn.Module, .*got 'int'"):
+        construct(trainer, model("masked", 8, 0), args=config(tmp_path), teacher_model=3)
+    with pytest.raises(BindError, match=r"^'model' .*; a folder .*\.from_pretrained\('bert'\)"):
+        construct(trainer, "bert", args=config(tmp_path))
 
 
 def test_epochs_are_the_length_of_a_strategy(tmp_path: Path) -> None:

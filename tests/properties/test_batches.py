@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from curricle.data.batch import Batch, concatenate, named
+from curricle.data.batch import Batch, named
+from curricle.data.blocks import concatenate
 
 
 @st.composite

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from curricle.colocation import beside, count_beside, processor_kind, synchronize
+from curricle.colocation import (
+    MOST_PINNED_BYTES,
+    beside,
+    count_beside,
+    needs_pinning,
+    processor_kind,
+    synchronize,
+)
 
 ELSEWHERE = torch.empty(1, device="meta", dtype=torch.bfloat16)
 
@@ -35,3 +42,22 @@ def test_only_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
     synchronize(torch.zeros(1))
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("tensor", "device", "is_pinned"),
+    [
+        (torch.ones(3), "cuda", True),
+        (torch.ones(3), "cpu", False),
+        (torch.ones(3, device="meta"), "cuda", False),
+        (torch.ones(3, requires_grad=True), "cuda", False),
+        (nn.Parameter(torch.ones(3), requires_grad=False), "cuda", False),
+        (torch.eye(3).to_sparse(), "cuda", False),
+        (torch.ones(1, dtype=torch.uint8).expand(MOST_PINNED_BYTES), "cuda", True),
+        (torch.ones(1, dtype=torch.uint8).expand(MOST_PINNED_BYTES + 1), "cuda", False),
+    ],
+)
+def test_only_plain_tensors_that_go_to_a_gpu_are_pinned(
+    tensor: torch.Tensor, device: str, is_pinned: bool
+) -> None:
+    assert needs_pinning(tensor, torch.device(device)) is is_pinned

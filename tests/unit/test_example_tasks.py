@@ -146,6 +146,18 @@ def test_positions_count_as_tokens(tmp_path: Path) -> None:
             {"encoding": "positions"},
             "'inputs' of .* must have 3 axes with encoding 'positions'; got shape",
         ),
+        (
+            drawn(20, 3),
+            torch.zeros(20).long(),
+            {"encoding": "image"},
+            "'inputs' of .* must have 3 or 4 axes with encoding 'image'; got shape",
+        ),
+        (
+            drawn(20, 1, 4, 4),
+            torch.zeros(20, 4, 5).long(),
+            {"encoding": "image"},
+            r"'labels' of .* must have the size of the images, \(4, 4\); got \(4, 5\)",
+        ),
     ],
 )
 def test_tensors_of_other_axes_are_refused(

@@ -171,11 +171,14 @@ def plan(spec: Spec, sets: Sets = None) -> None:
     # A spec may serve both `distill` and `compare`.
     if run_spec.curriculum is not None or not runs:
         runs = [single_run(run_spec), *runs]
+    notes: dict[str, None] = {}
     for run in runs:
         bound = planned_student(run_spec, run)
         console.print(plan_table(bound.plans, title=run.name))
         for note in bound.notes:
-            _print(note)
+            if note not in notes:
+                _print(note)
+        notes |= dict.fromkeys(bound.notes)
 
 
 @app.command()

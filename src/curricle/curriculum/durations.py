@@ -25,7 +25,11 @@ LONGEST = 1e18
 LARGEST_DIVISOR = 1_000_000
 """Largest divisor of a part of an epoch."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-SHAPE = r"\s*(?:(-?\d[\d_]*(?:\.\d+)?)\s*([kMG]?)|(\d+/0*[1-9]\d*))(?:\s+(\S.*?))?\s*"
+DECIMAL = r"-?(?:\d[\d_]*\.?\d*|\.\d+)(?:e\+?\d+)?"
+"""Text of a number, as `1500`, `.5` or `1e4`."""
+FRACTION = r"\d+/0*[1-9]\d*"
+"""Text of a fraction, as `1/3`."""
+SHAPE = rf"\s*(?:({DECIMAL})\s*([kMG]?)|({FRACTION}))(?:\s+(\S.*?))?\s*"
 """Text of a duration: a decimal with a suffix, or a fraction, and the unit."""
 
 

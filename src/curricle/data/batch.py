@@ -18,13 +18,13 @@ a sum over micro-batches can be divided by the count of the whole batch.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import final, overload
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.label_checks import way_out
 from curricle.errors import BindError, CurricleError, DataError
 
@@ -82,6 +82,9 @@ class Batch:
     the run."""
     offset: int = 0
     """Number of examples of the whole batch before the first of this part of it."""
+    host: "Batch | None" = None
+    """The same batch on the CPU, where values are read without waiting for a GPU; set by the run
+    when it moves a batch."""
 
     def __post_init__(self) -> None:
         """Check that positions, labels and the teacher's inputs fit the examples.
@@ -184,8 +187,18 @@ class Batch:
         mask = data_mask(inputs)
         valid = None if mask is None else mask.bool()
         return Batch(
-            inputs=inputs, valid=valid, group=self.group, step=self.step, offset=self.offset
+            inputs=inputs,
+            valid=valid,
+            group=self.group,
+            step=self.step,
+            offset=self.offset,
+            host=None if self.host is None else self.host.for_encoder,
         )
+
+    @property
+    def readable(self) -> "Batch":
+        """Return the batch whose values are read without waiting for a GPU, if there is one."""
+        return self if self.host is None else self.host
 
     @property
     def num_examples(self) -> int:
@@ -216,7 +229,8 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Return the number of positions that hold data; one an example without positions."""
-        return math.prod(self.positions) if self.valid is None else int(self.valid.sum())
+        valid = self.readable.valid
+        return math.prod(self.positions) if valid is None else int(valid.sum())
 
     @property
     def num_read_tokens(self) -> int:
@@ -245,6 +259,18 @@ class Batch:
         return torch.equal(tokens.flatten()[self.selected].double(), labels.double())
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Return whether every label is the token after its position, as of a decoder."""
+        labels, ids = self.labels, self.leading
+        if labels is None or self.selected is None or not len(labels) or labels.ndim > 1:
+            return False
+        if ids.is_floating_point() or tuple(ids.shape) != self.positions:
+            return False
+        # The last token has none after it, and is compared with itself.
+        following = (self.selected + 1).clamp(max=ids.numel() - 1)
+        return torch.equal(ids.flatten()[following].long(), labels.long())
+
+    @property
     def key(self) -> BatchKey | None:
         """Return the key by which the batch is recognized; None without a step."""
         return None if self.step is None else (self.step, self.offset, self.num_examples)
@@ -255,13 +281,17 @@ class Batch:
         if self.matched is None:
             return self
         valid = self.matched if self.valid is None else self.matched & self.valid
-        return replace(self, valid=valid, labels=None, selected=self.matched_selected)
+        host = None if self.host is None else self.host.for_matching
+        return replace(self, valid=valid, labels=None, selected=self.matched_selected, host=host)
 
     @property
     def matched_selected(self) -> Int[Tensor, " selected"] | None:
         """Return the selected positions that both models have; None without selection."""
         if self.selected is None or self.matched is None:
             return self.selected
+        matched = None if self.host is None else self.host.matched_selected
+        if matched is not None:
+            return beside(matched, self.selected)
         return self.selected[self.matched.flatten()[self.selected]]
 
     @property
@@ -288,6 +318,11 @@ class Batch:
         """Return the batch with each of its tensors changed, as by a move to other memory."""
         labels, selected = _each(self.labels, change), _each(self.selected, change)
         return self._changed(change, labels, selected, group=self.group)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with each of its tensors moved, which keeps this one as its `host`."""
+        labels, selected = _each(self.labels, move), _each(self.selected, move)
+        return self._changed(move, labels, selected, group=self.group, host=self)
 
     def split(self, number: int) -> tuple["Batch", ...]:
         """Return the batch split along the examples into a number of batches of equal size.
@@ -340,6 +375,7 @@ class Batch:
         *,
         group: int,
         start: int = 0,
+        host: "Batch | None" = None,
     ) -> "Batch":
         """Return the batch with other labels and selected positions, and the rest changed."""
         return Batch(
@@ -354,6 +390,7 @@ class Batch:
             group=group,
             step=self.step,
             offset=self.offset + start,
+            host=host,
         )
 
     def _require_examples(self) -> None:
@@ -373,35 +410,6 @@ class Batch:
                     f"{tuple(tensor.shape)}; expand it in the collate function, or leave out "
                     f"'gradient_accumulation_steps'"
                 )
-
-
-def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Return batches of equal positions one below the other, as a batch of the first one's step.
-
-    Args:
-        batches: At least one; all have the same fields.
-    """
-    first = batches[0]
-    width = math.prod(first.positions[1:])
-    starts = [0, *accumulate(batch.num_examples for batch in batches)]
-    selected = [
-        None if batch.selected is None else batch.selected + start * width
-        for batch, start in zip(batches, starts, strict=False)
-    ]
-    teacher_inputs = [batch.teacher_inputs for batch in batches if batch.teacher_inputs is not None]
-    return Batch(
-        inputs=_inputs_below([batch.inputs for batch in batches]),
-        labels=_below([batch.labels for batch in batches]),
-        selected=_below(selected),
-        valid=_below([batch.valid for batch in batches]),
-        length=first.length,
-        teacher_inputs=_inputs_below(teacher_inputs) if teacher_inputs else None,
-        alignment=_below([batch.alignment for batch in batches]),
-        matched=_below([batch.matched for batch in batches]),
-        group=first.group,
-        step=first.step,
-        offset=first.offset,
-    )
 
 
 def named(inputs: Inputs | None) -> Mapping[str, Tensor]:
@@ -444,20 +452,6 @@ def _each(tensors: Inputs | None, change: Callable[[Tensor], Tensor]) -> Inputs 
     if tensors is None or isinstance(tensors, Tensor):
         return None if tensors is None else change(tensors)
     return {name: change(tensor) for name, tensor in tensors.items()}
-
-
-def _below(columns: Sequence[Tensor | None]) -> Tensor | None:
-    """Return tensors one below the other; None for none."""
-    tensors = [column for column in columns if column is not None]
-    return torch.cat(tensors) if tensors else None
-
-
-def _inputs_below(columns: Sequence[Inputs]) -> Inputs:
-    """Return inputs one below the other."""
-    joined = {
-        name: torch.cat([named(column)[name] for column in columns]) for name in named(columns[0])
-    }
-    return joined[""] if isinstance(columns[0], Tensor) else joined
 
 
 def sequence_first_remedy(shape: tuple[int, ...], batch: Batch) -> str:
@@ -581,4 +575,8 @@ class Rows:
         rows = states.flatten(0, -2)
         if per_example is not None or batch.valid is None:
             return rows
-        return rows[batch.valid.flatten()]
+        if batch.host is None or batch.host.valid is None:
+            return rows[batch.valid.flatten()]
+        # By numbers: a mask on a GPU is waited for, in the pass and again in that of its gradient.
+        numbers = batch.host.valid.flatten().nonzero().squeeze(1)
+        return rows.index_select(0, beside(numbers, rows))

@@ -10,15 +10,17 @@ Padded batches have different numbers of positions and make no block.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from operator import itemgetter
 from typing import TypedDict, final
 
+import torch
 from torch import Tensor
 
 from curricle.colocation import count_beside
-from curricle.data.batch import SEQUENCE_AXES, Batch, Inputs, concatenate, data_mask, named
+from curricle.data.batch import SEQUENCE_AXES, Batch, Inputs, data_mask, named
 from curricle.data.streams import Stream
 
 
@@ -152,3 +154,46 @@ def _shapes(batch: Batch) -> tuple[object, ...]:
             for tensor in (*tensors, batch.labels, batch.selected, batch.alignment, batch.matched)
         ),
     )
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Return batches of equal positions one below the other, as a batch of the first one's step.
+
+    Args:
+        batches: At least one; all have the same fields.
+    """
+    first = batches[0]
+    width = math.prod(first.positions[1:])
+    starts = [0, *accumulate(batch.num_examples for batch in batches)]
+    selected = [
+        None if batch.selected is None else batch.selected + start * width
+        for batch, start in zip(batches, starts, strict=False)
+    ]
+    teacher_inputs = [batch.teacher_inputs for batch in batches if batch.teacher_inputs is not None]
+    return Batch(
+        inputs=_inputs_below([batch.inputs for batch in batches]),
+        labels=_below([batch.labels for batch in batches]),
+        selected=_below(selected),
+        valid=_below([batch.valid for batch in batches]),
+        length=first.length,
+        teacher_inputs=_inputs_below(teacher_inputs) if teacher_inputs else None,
+        alignment=_below([batch.alignment for batch in batches]),
+        matched=_below([batch.matched for batch in batches]),
+        group=first.group,
+        step=first.step,
+        offset=first.offset,
+    )
+
+
+def _below(columns: Sequence[Tensor | None]) -> Tensor | None:
+    """Return tensors one below the other; None for none."""
+    tensors = [column for column in columns if column is not None]
+    return torch.cat(tensors) if tensors else None
+
+
+def _inputs_below(columns: Sequence[Inputs]) -> Inputs:
+    """Return inputs one below the other."""
+    joined = {
+        name: torch.cat([named(column)[name] for column in columns]) for name in named(columns[0])
+    }
+    return joined[""] if isinstance(columns[0], Tensor) else joined

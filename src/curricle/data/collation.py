@@ -22,10 +22,14 @@ from curricle.data.batch import ENOUGH, SEQUENCE_AXES, Batch, Inputs, data_mask,
 from curricle.data.label_checks import LABEL_ALIASES, way_out
 from curricle.errors import DataError
 
+PEEKED = 3
+"""Entries of a list that are looked at for texts."""
 IGNORED = -100
 """Label of a position that is not scored, as in torch's losses and in transformers."""
 Positions = Literal["example", "token"]
 """Meaning of the second axis of labels, and of inputs without a name."""
+SOUND = frozenset({"input_values", "input_features"})
+"""Names of the samples or spectrograms of sound in models of transformers."""
 
 
 @final
@@ -39,7 +43,7 @@ class _Parts(NamedTuple):
     matched: Tensor | None = None
 
 
-def declared_positions(item: object) -> Positions:
+def declared_positions(item: object, *, next_token: bool = False) -> Positions:
     """Return whether examples have positions, by the first item of a loader.
 
     With labels of two axes or more, `token` if they are whole numbers (classes of positions, or of
@@ -49,10 +53,11 @@ def declared_positions(item: object) -> Positions:
 
     Args:
         item: First item that the loader collates.
+        next_token: As in `batch_of`.
     """
     if isinstance(item, Batch):
         return "token" if item.has_positions else "example"
-    inputs, labels, *_ = _parts(item)
+    inputs, labels, *_ = _parts(item, next_token=next_token)
     plain = Batch(inputs=inputs)
     if labels is not None and labels.ndim >= SEQUENCE_AXES:
         is_placed = plain.has_positions and tuple(labels.shape) == plain.positions
@@ -65,7 +70,8 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
 
     Args:
         item: Collated item of the loader.
-        next_token: Whether labels are those of their own position, and are to be shifted by one.
+        next_token: Whether labels are those of their own position, and are to be shifted by one;
+            without labels they are the input ids.
         positions: `token` if labels of two axes belong to positions, and inputs without a name have
             positions on their second axis; `example` if labels belong to whole examples.
 
@@ -78,10 +84,13 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
                 "'next_token' has no effect on a `Batch`, whose labels have their places"
             )
         return item
-    inputs, labels, teacher_inputs, alignment, matched = _parts(item)
+    inputs, labels, teacher_inputs, alignment, matched = _parts(item, next_token=next_token)
     plain = Batch(inputs=inputs)
     if labels is None and next_token:
-        raise DataError("'next_token' must find labels of every position; got none")
+        raise DataError(
+            "'next_token' must find labels of every position, or token ids of shape (example, "
+            "position) to be them; got none"
+        )
     if labels is not None:
         labels = _by_position(labels, plain, positions)
         _require_labels(labels, plain, next_token=next_token, positions=positions)
@@ -151,8 +160,12 @@ def check_first(item: object, first: Batch, *, next_token: bool) -> None:
         _require_unshifted(item)
 
 
-def _parts(item: object) -> _Parts:
+def _parts(item: object, *, next_token: bool = False) -> _Parts:
     """Return the inputs and labels of an item, with those of the teacher if it has any.
+
+    Args:
+        item: Collated item of the loader.
+        next_token: Whether the input ids are the labels if there are none.
 
     Raises:
         DataError: If the item has none of the known forms.
@@ -167,14 +180,18 @@ def _parts(item: object) -> _Parts:
         teacher_inputs = fields.pop("teacher_inputs", None)
         alignment = fields.pop("alignment", None)
         matched = fields.pop("matched", None)
-        if labels is None:
+        # Texts come first: their labels are renamed by what reads them.
+        columns = [field for name, field in fields.items() if name not in LABEL_ALIASES]
+        if labels is None and not any(map(_has_texts, columns)):
             _require_known_name(fields)
         inputs = _tensors(fields)
     if not isinstance(inputs, (Tensor, dict)) or (isinstance(inputs, dict) and not inputs):
         raise DataError(
             "an item of 'loader' must be a Batch, inputs, (inputs, labels) or a mapping of named "
-            f"tensors; got {type(item).__name__}"
+            f"tensors; got {type(item).__name__}{_way_to_tensors(item)}"
         )
+    if labels is None and next_token:
+        labels = _ids(inputs)
     return _Parts(
         inputs,
         _tensor("labels", labels),
@@ -186,6 +203,15 @@ def _parts(item: object) -> _Parts:
     )
 
 
+def _ids(inputs: Inputs) -> Tensor | None:
+    """Return the token ids of a decoder among inputs; None without any."""
+    ids = inputs if isinstance(inputs, Tensor) else inputs.get("input_ids")
+    # The labels of an encoder-decoder are another text than what its encoder reads.
+    if ids is None or Batch(inputs=inputs).is_decoded:
+        return None
+    return None if ids.is_floating_point() or ids.ndim != SEQUENCE_AXES else ids
+
+
 def _tensor(name: str, value: object) -> Tensor | None:
     """Return a tensor, or None for none.
 
@@ -193,7 +219,9 @@ def _tensor(name: str, value: object) -> Tensor | None:
         DataError: If it is something else.
     """
     if value is not None and not isinstance(value, Tensor):
-        raise DataError(f"{name!r} must be a tensor; got {type(value).__name__}")
+        raise DataError(
+            f"{name!r} must be a tensor; got {type(value).__name__}{_way_to_tensors(value)}"
+        )
     return value
 
 
@@ -208,9 +236,42 @@ def _tensors(fields: Mapping[str, object]) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise DataError(
                 f"{name!r} must be a tensor for a model to read it; got {type(tensor).__name__}"
+                f"{_way_to_tensors(tensor)}"
             )
         tensors[name] = tensor
     return tensors
+
+
+def _has_texts(value: object) -> bool:
+    """Return whether a value is a text, or a list of texts or of rows with texts."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, Mapping):
+        return any(map(_has_texts, value.values()))
+    return isinstance(value, Sequence) and any(map(_has_texts, value[:PEEKED]))
+
+
+def _way_to_tensors(value: object) -> str:
+    """Return the end of an error sentence on how a collate function makes tensors of a value."""
+    if _has_texts(value):
+        return (
+            "; texts are read by the 'collate_fn' of the DataLoader: for sentence encoders "
+            "curricle.integrations.sentence_transformers.TextCollator(tokenizer), for other models "
+            "their tokenizer; curricle.text_stream makes next-token data of texts"
+        )
+    first = value[0] if isinstance(value, Sequence) and len(value) > 0 else None
+    if isinstance(first, Mapping):
+        return (
+            "; these are rows, of which torch.utils.data.default_collate makes tensors, or "
+            "transformers.DataCollatorWithPadding(tokenizer) if they are token ids of several "
+            "lengths"
+        )
+    if first is not None and not isinstance(first, Tensor):
+        return (
+            "; torch.tensor(...) makes one of numbers in the 'collate_fn' of the DataLoader, and "
+            "transformers.DataCollatorWithPadding(tokenizer) pads token ids"
+        )
+    return "; torch.as_tensor(...) makes one" if hasattr(value, "__array__") else ""
 
 
 def _require_known_name(fields: Mapping[str, object]) -> None:
@@ -261,9 +322,20 @@ def _valid(
     if expected is not None and tuple(mask.shape) != expected:
         raise DataError(
             f"{name!r} must have the positions of {owner}, {expected}; got {tuple(mask.shape)}"
-            f"{'' if labels is None else way_out(labels)}"
+            f"{'' if labels is None else way_out(labels) or _transcripts(plain)}"
         )
     return mask.bool()
+
+
+def _transcripts(plain: Batch) -> str:
+    """Return the remedy for transcripts of sound as labels; empty for other inputs."""
+    if not SOUND & named(plain.inputs).keys():
+        return ""
+    return (
+        "; transcripts, as CTC fits them, are no labels of positions, and no label loss reads "
+        "them: leave 'labels' out of the batches, and MatchLogits matches the teacher at every "
+        "frame"
+    )
 
 
 def _require_no_mask(item: object, first: Batch) -> None:

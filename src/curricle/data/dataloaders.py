@@ -57,7 +57,8 @@ def stream(
             start of the epoch.
         seed: Seed of the order and of the random numbers that the data set draws from torch.
         next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
-            models of transformers have it; the shift is made here, once.
+            models of transformers have it; the shift is made here, once. Without labels they are
+            the input ids, of which `attention_mask` leaves padding out.
         positions: Overrides the decision: `token` where labels of two axes belong to positions, and
             inputs without a name have positions on their second axis; `example` where labels,
             of any shape, belong to whole examples.
@@ -113,7 +114,7 @@ class LoaderStream:
         self._rows: int | None = None
         self._open_first_epoch()
         item = self._fetch(0)
-        declared = declared_positions(item)
+        declared = declared_positions(item, next_token=next_token)
         if positions is not None and isinstance(item, Batch):
             raise DataError("'positions' has no effect on a `Batch`, which declares them itself")
         self._positions: Positions = positions or declared
@@ -273,6 +274,13 @@ class LoaderStream:
             item: What the loader has collated.
         """
         return batch_of(item, next_token=self._next_token, positions=self._positions)
+
+    def held_out(self) -> list[Batch]:
+        """Return one pass over the loader as batches, the last of which may be smaller."""
+        # A loader that shuffles draws its order from torch's global generator, which is the
+        # caller's, and masks of its collate function would differ from call to call.
+        with seeding.scoped(0, "evaluation"):
+            return [self.as_batch(item) for item in self._loader]
 
     def _built(self, item: object) -> Batch:
         batch = self.as_batch(item)

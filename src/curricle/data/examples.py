@@ -234,13 +234,13 @@ class ExampleStream:
         members = np.arange(self._group)
         return self._batch((groups[:, np.newaxis] * self._group + members).reshape(-1))
 
-    def held_out(self, most: int) -> tuple[Batch, ...]:
+    def held_out(self, most: int | None = None) -> tuple[Batch, ...]:
         """Return the examples in their own order as batches, the last of which may be smaller.
 
         Args:
-            most: Maximum number of batches.
+            most: Maximum number of batches; None takes all examples.
         """
-        count = min(self._count, most * self._batch_size)
+        count = self._count if most is None else min(self._count, most * self._batch_size)
         starts = range(0, count, self._batch_size)
         return tuple(
             self._batch(np.arange(start, min(start + self._batch_size, count))) for start in starts

@@ -4,9 +4,11 @@ A `Stream` returns the batch of a step as a pure function of (seed, step), so re
 of a stage is a lookup.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from curricle.data.batch import Batch
+from curricle.errors import BindError
 
 
 @runtime_checkable
@@ -43,3 +45,28 @@ def examples_per_epoch(stream: Stream) -> int | None:
     """
     number: int | None = getattr(stream, "examples_per_epoch", None)
     return number
+
+
+def epoch_batches(stream: Stream) -> Sequence[Batch]:
+    """Return the batches of an epoch of a stream, as held-out data.
+
+    A stream with a method `held_out` gives every example once, in the order of the data; of another
+    the whole batches of the first epoch are taken, at least one.
+
+    Args:
+        stream: The stream.
+
+    Raises:
+        BindError: If it has no known length.
+    """
+    held_out: Callable[[], Sequence[Batch]] | None = getattr(stream, "held_out", None)
+    if held_out is not None:
+        return held_out()
+    number = examples_per_epoch(stream)
+    if number is None:
+        raise BindError(
+            f"'evaluation' must be a stream of a known length, its 'examples_per_epoch'; got "
+            f"{type(stream).__name__!r} without one; a list of its batches is finite, as "
+            f"[stream.batch(step) for step in range(10)]"
+        )
+    return [stream.batch(step) for step in range(max(1, number // stream.batch_size))]

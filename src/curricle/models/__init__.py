@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from curricle.lazy import public_names
 
 if TYPE_CHECKING:
+    from curricle.models.cnn import CNN as CNN
+    from curricle.models.cnn import CNNSpec as CNNSpec
     from curricle.models.ensemble import Ensemble as Ensemble
     from curricle.models.huggingface import HuggingFaceSpec as HuggingFaceSpec
     from curricle.models.huggingface import PretrainedSpec as PretrainedSpec
@@ -23,6 +25,7 @@ else:
         {
             "ensemble": ("Ensemble",),
             "huggingface": ("HuggingFaceSpec", "PretrainedSpec"),
+            "cnn": ("CNN", "CNNSpec"),
             "mlp": ("MLP", "MLPSpec"),
             "sentence_encoder": ("SentenceEncoder", "SentenceEncoderSpec"),
             "tapped": ("Activations", "Place", "Forward", "TappedModel"),

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError, DataError, loading_hint
 from curricle.models.outputs import logits_in
 
 ROW_WEIGHTS = "member_weights"
@@ -48,12 +48,18 @@ class Ensemble(nn.Module):
                 `outputs` averages logits, or the values of regression.
 
         Raises:
-            BindError: If there are no members, or the weights are not one positive number or zero
-                for each, with a positive sum.
+            BindError: If there are no members, one is no module, or the weights are not one
+                positive number or zero for each, with a positive sum.
         """
         super().__init__()
         if not members:
             raise BindError("'members' must hold at least one teacher; got none")
+        for member in members:
+            if not isinstance(member, nn.Module):
+                raise BindError(
+                    f"'members' must be torch.nn.Module; got {type(member).__name__!r}"
+                    f"{loading_hint(member, 'AutoModelForCausalLM')}"
+                )
         ratios = [1.0] * len(members) if weights is None else [float(ratio) for ratio in weights]
         are_weights = all(0.0 <= ratio < float("inf") for ratio in ratios) and sum(ratios) > 0.0
         if len(ratios) != len(members) or not are_weights:

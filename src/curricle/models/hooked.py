@@ -96,6 +96,7 @@ class HookedModel:
         # it, and some families change with the size of an image.
         main = self._numbering.main
         has_known_states = is_residual if main is None else not main.has_maps
+        self._output = output
         self._observed = ObservedAxes(
             module,
             has_known_states=has_known_states and hasattr(module, "config"),
@@ -125,6 +126,11 @@ class HookedModel:
     def axes(self) -> ObservedAxes:
         """Return the axes of features that passes have shown; see `axes.observing`."""
         return self._observed
+
+    @property
+    def output(self) -> str:
+        """Return the name of the output with the logits; empty for the usual one."""
+        return self._output
 
     @property
     def notes(self) -> tuple[str, ...]:

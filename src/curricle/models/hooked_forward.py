@@ -458,7 +458,8 @@ class HookedForward:
                 f"shape {self._positions}; got {len(selected)}"
             )
         # Where a model is spread over devices, a state may lie elsewhere than the inputs.
-        return rows[beside(selected, rows)]
+        # On a GPU the gradient of an index sorts it; selected rows are distinct.
+        return rows.index_select(0, beside(selected, rows))
 
     def _exit_if_complete(self) -> None:
         # The cheapest test first: it runs after every hooked module.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 from pydantic import Field
 from torch import nn
 
-from curricle.errors import BindError, CheckpointError, SpecError, near_names
+from curricle.errors import BindError, CheckpointError, SpecError, near_names, short_reason
 from curricle.extras import imported
 from curricle.models.positions import unused_positions, usable_positions
 from curricle.models.tapped import TappedModel
@@ -65,8 +65,6 @@ EXTRA_POSITIONS = 8
 """Positions beyond the length of a task's sequences."""
 POOLER = "pooler."
 """Beginning of the names of the weights beside the states, which pooled embeddings do not read."""
-LONGEST_REASON = 200
-"""Characters of an error of transformers in a message; some errors list every family."""
 
 
 @final
@@ -277,7 +275,7 @@ def _new_model(
         # The errors of families for a wrong field have no common base class.
         raise SpecError(
             f"'config' must describe a {model_type} model with {output}; "
-            f"transformers says: {_reason(error)}"
+            f"transformers says: {short_reason(error)}"
         ) from error
 
 
@@ -307,7 +305,7 @@ def _pretrained_model(auto_class: str, path: str, description: str) -> nn.Module
     except Exception as error:
         # The errors of families for a damaged folder have no common base class.
         raise CheckpointError(
-            f"'path' {path!r} must hold {description}; transformers says: {_reason(error)}"
+            f"'path' {path!r} must hold {description}; transformers says: {short_reason(error)}"
         ) from error
     missing = list(loaded["missing_keys"])
     if auto_class == "AutoModel" and any(name.startswith(POOLER) for name in missing):
@@ -356,7 +354,7 @@ def open_tokenizer(path: str) -> Tokenizer:
     except Exception as error:
         # The errors of families for a damaged folder have no common base class.
         raise CheckpointError(
-            f"'tokenizer' {path!r} must hold a tokenizer; transformers says: {_reason(error)}"
+            f"'tokenizer' {path!r} must hold a tokenizer; transformers says: {short_reason(error)}"
         ) from error
     _require_padding(tokenizer, f"'tokenizer' {path!r}")
     return cast("Tokenizer", tokenizer)
@@ -523,7 +521,7 @@ def _load(auto_class: Any, folder: Path, **settings: object) -> Any:  # noqa: AN
         # The errors of families for a damaged folder have no common base class.
         raise CheckpointError(
             f"{str(folder)!r} must hold a model and its tokenizer as 'save_pretrained' writes "
-            f"them; transformers says: {_reason(error)}"
+            f"them; transformers says: {short_reason(error)}"
         ) from error
 
 
@@ -576,10 +574,6 @@ def _check_sizes(model: nn.Module, num_inputs: int, num_positions: int) -> None:
             raise BindError(
                 f"{name!r} of the model must be at least the task's {number}{reason}; got {size}"
             )
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:LONGEST_REASON]
 
 
 def _transformers() -> ModuleType:

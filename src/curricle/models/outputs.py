@@ -8,6 +8,7 @@ rows of one tensor. Several other candidates are ambiguous, so none of them is u
 
 import dataclasses
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -42,24 +43,67 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
     entries = _entries(output)
     if entries is None:
         raise BindError(f"tap 'logits' must give a tensor; got {type(output).__name__}")
-    logits = entries.get("logits")
-    boxes = [name for name in entries if "box" in name]
     scores = _candidates(entries)
     if is_span(output):
         return torch.stack([scores[name] for name in SPAN], 1)
-    if isinstance(logits, Tensor) and not boxes:
-        return logits
-    if is_embedding(output):
-        return scores[EMBEDDING]
-    if logits is None and len(scores) == 1:
-        name, tensor = next(iter(scores.items()))
-        if not any(word in name for word in STATE_NAMES):
-            return tensor
+    name = _name_of_logits(output, entries)
+    if name is not None:
+        return scores[name] if name in scores else cast("Tensor", entries[name])
     raise BindError(
         f"'logits' must be the only output of {model} or have that name; got {_listed(entries)}; "
         f"wrap the model in a module that returns the logits, or name one of them by "
         f"curricle.tapped(model, output=...), or the module that computes them by head=..."
     )
+
+
+def named_outputs(output: object, entry: str = "", default: str = "logits") -> dict[str, Tensor]:
+    """Return the outputs of a model that a file of it has, by name.
+
+    They are the declared entry, or the logits by the name of their entry, or start and end logits;
+    of an output in which several tensors can be the logits, all of these.
+
+    Args:
+        output: Result of `forward`.
+        entry: Declared name of the entry; empty for none.
+        default: Name of an output that is a single tensor.
+
+    Raises:
+        BindError: If the output holds no such tensor.
+    """
+    if entry:
+        return {_file_name(entry): entry_of(output, entry, f"output:{entry}")}
+    if isinstance(output, Tensor):
+        return {default: output}
+    entries = _entries(output) or {}
+    scores = _scores(entries)
+    names = list(SPAN) if is_span(output) else [_name_of_logits(output, entries)]
+    if names == [None]:
+        names = list(scores)
+    if not names:
+        # The error sentence lists the entries.
+        return {default: logits_in(output)}
+    return {_file_name(name): cast("Tensor", entries[name]) for name in names if name is not None}
+
+
+def _name_of_logits(output: object, entries: Mapping[str, object]) -> str | None:
+    """Return the name of the entry with the logits; None if there are none, or candidates."""
+    logits = entries.get("logits")
+    if isinstance(logits, Tensor) and not any("box" in name for name in entries):
+        return "logits"
+    if is_embedding(output):
+        return EMBEDDING
+    scores = _candidates(entries)
+    if logits is None and len(scores) == 1:
+        name = next(iter(scores))
+        if not any(word in name for word in STATE_NAMES):
+            return name
+    return None
+
+
+def _file_name(entry: str) -> str:
+    """Return the name of an entry in a file, where items of a tuple have no bare numbers."""
+    name = entry.removeprefix("item ")
+    return f"output_{name}" if name[:1].isdecimal() else name
 
 
 def entry_of(output: object, name: str, tap: str) -> Tensor:

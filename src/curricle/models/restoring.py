@@ -1,4 +1,4 @@
-"""Temporary changes of modules: modes, gradient flags and buffers.
+"""Temporary changes of modules: modes, gradient flags, buffers and hooks.
 
 Binding runs a student once, a stage freezes parameters, a teacher is in evaluation mode. Each of
 these is a context; at its end, also by an exception, every submodule is restored.
@@ -12,6 +12,8 @@ from torch import nn
 
 from curricle.models.peft_adapters import base_of
 
+CAPTURING = "_output_capturing_hooks_installed"
+"""Attribute by which transformers notes that a model has hooks for its hidden states."""
 Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules, outer ones first, and whether each is in training mode."""
 
@@ -110,6 +112,31 @@ def _is_equal(buffer: torch.Tensor, value: torch.Tensor) -> bool:
         return torch.equal(buffer, value)
     except RuntimeError:
         return False
+
+
+@contextmanager
+def hooks_kept(module: nn.Module) -> Iterator[None]:
+    """Remove at the end of the block the forward hooks that passes inside have registered.
+
+    Models of transformers hook their blocks in the first pass that returns hidden states, and leave
+    the hooks there, with which no block would be compiled.
+
+    Yields:
+        Nothing.
+    """
+    before = [
+        (submodule, set(submodule._forward_hooks), CAPTURING in vars(submodule))  # noqa: SLF001
+        for submodule in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for submodule, numbers, is_capturing in before:
+            for number in set(submodule._forward_hooks) - numbers:  # noqa: SLF001
+                del submodule._forward_hooks[number]  # noqa: SLF001 - no handle of it is there
+            # Otherwise a later pass with hidden states would return none.
+            if not is_capturing:
+                vars(submodule).pop(CAPTURING, None)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curricle.colocation import count_beside
-from curricle.errors import BindError, CheckpointError, SpecError
+from curricle.errors import BindError, CheckpointError, SpecError, loading_hint
 from curricle.files import write_text
 from curricle.models.huggingface import new_encoder, pretrained_encoder
 from curricle.models.outputs import EMBEDDING
@@ -99,7 +99,7 @@ class SentenceEncoder(nn.Module):
         if not isinstance(size, int):
             raise BindError(
                 f"'encoder' must be a model of transformers with a 'hidden_size' in its "
-                f"configuration; got {type(encoder).__name__!r}"
+                f"configuration; got {type(encoder).__name__!r}{loading_hint(encoder)}"
             )
         self.encoder = encoder
         self.dense = None if width is None else nn.Linear(size, width)

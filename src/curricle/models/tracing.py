@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.outputs import first_tensor
-from curricle.models.restoring import buffers_kept, modes_kept
+from curricle.models.restoring import buffers_kept, hooks_kept, modes_kept
 from curricle.models.sample_inputs import SampleInputs, sample_inputs
 from curricle.models.stacks import Stack
 from curricle.models.tapped import REFUSALS, SEQUENCE_FIRST, Place
@@ -101,6 +101,7 @@ def _traced(
         calls.append(_Call(place, _first_or_none(received), returned))
 
     with ExitStack() as stack:
+        stack.enter_context(hooks_kept(model))
         for path, module in model.named_modules():
             if path.rpartition(".")[2].isdecimal():
                 handle = module.register_forward_hook(

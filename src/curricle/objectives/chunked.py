@@ -9,10 +9,13 @@ them by the incoming gradient.
 Axes: row (counted positions), width (of a state), class.
 
 Design: each chunk uses the same loss functions as full logits, differentiated by autograd, so no
-loss has a second formula. Weight gradients are accumulated in float32 or wider. Inputs of at most
-one chunk take the ordinary path. Only the student's head gets a gradient, no other tensor used by a
-loss. Matrix products run in the precision of the states, as under autocast, which is disabled
-inside.
+loss has a second formula. On a GPU with triton, divergences and cross-entropy of logits take the
+kernel of `objectives.fused` instead. Weight gradients are accumulated in float32 or wider, except
+that the kernel's chunks sum those of bfloat16 weights in bfloat16, at most `MOST_ROUNDINGS` of
+them: each of n chunks adds a rounding, which makes the error about sqrt(n / 2) times that of a
+gradient rounded once. Inputs of at most one chunk take the ordinary path. Only the student's head
+gets a gradient, no other tensor used by a loss. Matrix products run in the precision of the states,
+as under autocast, which is disabled inside.
 
 References:
     [LK] Hsu et al. 2024, arXiv 2410.10989 (Liger Kernel): the gradient of a fused head is computed
@@ -35,15 +38,21 @@ from curricle.colocation import processor_kind
 from curricle.errors import SpecError
 from curricle.models.heads import LinearHead
 from curricle.objectives.divergences import Divergence
+from curricle.objectives.fused import FusedLoss, fused_loss
 from curricle.objectives.losses import cross_entropy
 
 Chunk = Literal["auto"] | Annotated[int, Field(gt=0)]
-"""Positions per chunk; `auto` fits them into `CHUNK_BYTES`, on a CPU at most `CPU_ROWS`."""
+"""Positions per chunk; `auto` fits them into `CHUNK_BYTES`, on a CPU at most `CPU_ROWS`, and with
+the kernel of a GPU into `fused.STUDENT_BYTES`."""
 CHUNK_BYTES = 2**28
 """Bytes of the float32 logits of one model in an `auto` chunk; a loss holds several tensors of that
 size while it runs."""
 CPU_ROWS = 512
 """Positions beyond which a CPU gains no throughput; smaller chunks stay closer to its caches."""
+MOST_ROUNDINGS = 16
+"""Number of chunks from which a gradient of bfloat16 weights is summed in float32."""
+SLAB_BYTES = 2**27
+"""Bytes of a product that is computed before it is added to a wider sum."""
 
 RowLoss = Callable[[Tensor, slice], Tensor]
 """Loss summed over some rows, as a function of their logits and their slice."""
@@ -101,6 +110,22 @@ def chunked_total(head: LinearHead, loss: RowLoss, *, chunk: Chunk = "auto") -> 
             return torch.stack(totals).sum()
 
 
+def _fused_total(head: LinearHead, loss: FusedLoss, chunk: Chunk) -> Float[Tensor, ""]:
+    """Return the loss of the kernel, summed over rows, with gradients of a flat head."""
+    size = loss.chunk_rows
+    if chunk != "auto":
+        size = chunk_rows(head.num_classes, chunk, is_cpu=False)
+    inputs = (head.states, head.weight, head.bias)
+    needs_grad = any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    with torch.autocast(processor_kind(head.states), enabled=False):
+        if torch.is_grad_enabled() and needs_grad:
+            total: Tensor = _Chunked.apply(*inputs, head, loss, size)  # type: ignore[no-untyped-call]
+            return total
+        with torch.no_grad():
+            slices = _chunks(len(head.states), size)
+            return torch.stack([loss.overwrite(loss.product(rows), rows) for rows in slices]).sum()
+
+
 def chunked_cross_entropy(
     student: LinearHead, labels: Int[Tensor, "*row"], *, chunk: Chunk = "auto"
 ) -> Float[Tensor, ""]:
@@ -114,7 +139,10 @@ def chunked_cross_entropy(
     Returns:
         Sum over rows, in nats.
     """
-    flat = labels.flatten()
+    flat, student = labels.flatten(), student.flat
+    fused = fused_loss(student, None, labels=flat) if len(flat) == len(student.states) else None
+    if fused is not None:
+        return _fused_total(student, fused, chunk)
     return chunked_total(
         student, lambda logits, rows: cross_entropy(logits, flat[rows]), chunk=chunk
     )
@@ -156,6 +184,17 @@ def chunked_divergence(  # noqa: PLR0913 - the fields of `MatchLogits`
     flat = None if labels is None else labels.flatten()
     _check(student, teacher, flat, num_classes)
     student, teacher = student.first(num_classes), teacher.first(num_classes).detached
+    fused = fused_loss(
+        student,
+        teacher,
+        divergence,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        labels=flat,
+        label_weight=label_weight,
+    )
+    if fused is not None:
+        return _fused_total(student, fused, chunk)
 
     buffer = _ProductBuffer()
 
@@ -213,12 +252,20 @@ class _Chunked(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         head: LinearHead,
-        loss: RowLoss,
+        loss: RowLoss | FusedLoss,
         size: int,
     ) -> Tensor:
         states_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
-        sums = _GradientSums(head.detached, states=states_grad, weight=weight_grad, bias=bias_grad)
-        totals = [sums.add(rows, loss) for rows in _chunks(len(states), size)]
+        chunks = [*_chunks(len(states), size)]
+        rounds = isinstance(loss, FusedLoss) and len(chunks) <= MOST_ROUNDINGS
+        sums = _GradientSums(
+            loss.student if isinstance(loss, FusedLoss) else head.detached,
+            states=states_grad,
+            weight=weight_grad,
+            bias=bias_grad,
+            is_narrow=rounds and weight.dtype == states.dtype == torch.bfloat16,
+        )
+        totals = [sums.add(rows, loss) for rows in chunks]
         ctx.save_for_backward(sums.states, sums.weight, sums.bias)
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (states, weight, bias)]
         return torch.stack(totals).sum()
@@ -229,12 +276,19 @@ class _Chunked(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - as above
         scale: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        # Not in place, because a retained graph may run its backward pass again.
+        # Not in place if the graph is retained, whose backward pass may run again.
+        multiply = torch.mul if _keeps_graph() else Tensor.mul_
         gradients = [
-            None if grad is None else (grad * scale).to(dtype)
+            None if grad is None else multiply(grad, scale).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*gradients, None, None, None)
+
+
+def _keeps_graph() -> bool:
+    """Return whether the running backward pass retains its graph, or torch does not expose that."""
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # noqa: SLF001
+    return keeps_graph is None or bool(keeps_graph())
 
 
 @final
@@ -258,31 +312,66 @@ class _ProductBuffer:
 class _GradientSums:
     """Gradients of a loss with respect to a head, accumulated chunk by chunk."""
 
-    def __init__(self, head: LinearHead, *, states: bool, weight: bool, bias: bool) -> None:
+    def __init__(
+        self, head: LinearHead, *, states: bool, weight: bool, bias: bool, is_narrow: bool
+    ) -> None:
+        """Allocate the sums.
+
+        Args:
+            head: The head, without gradient.
+            states: Whether the states get a gradient.
+            weight: Whether the weight gets one.
+            bias: Whether the bias gets one.
+            is_narrow: Whether the weight gradient has the precision of the weight.
+        """
         self._head, self._buffer = head, _ProductBuffer()
         wide = torch.promote_types(head.weight.dtype, torch.float32)
+        narrow = head.weight.dtype if is_narrow else wide
         self.states = torch.empty_like(head.states) if states else None
-        self.weight = torch.zeros_like(head.weight, dtype=wide) if weight else None
+        self.weight = torch.zeros_like(head.weight, dtype=narrow) if weight else None
         self.bias = (
             torch.zeros_like(head.bias, dtype=wide) if bias and head.bias is not None else None
         )
 
-    def add(self, rows: slice, loss: RowLoss) -> Tensor:
+    def add(self, rows: slice, loss: RowLoss | FusedLoss) -> Tensor:
         """Return the loss of some rows after adding its gradient."""
         head = self._head.at(rows)
+        if isinstance(loss, FusedLoss):
+            grad = loss.product(rows)
+            total = loss.overwrite(grad, rows)
+        else:
+            total, grad = self._differentiate(head, rows, loss)
+        if self.states is not None:
+            torch.mm(grad, head.weight, out=self.states[rows])
+        if self.weight is not None:
+            if self.weight.dtype == grad.dtype:
+                # Without reading a sum of zeros; on a CPU read, which keeps its bits as they were.
+                beta = 0 if isinstance(loss, FusedLoss) and rows.start == 0 else 1
+                torch.addmm(self.weight, grad.T, head.states, beta=beta, out=self.weight)
+            elif isinstance(loss, FusedLoss):
+                self._add_in_slabs(self.weight, grad, head.states)
+            else:
+                self.weight += grad.T @ head.states
+        if self.bias is not None:
+            self.bias += grad.sum(0, dtype=self.bias.dtype)
+        return total.detach()
+
+    def _differentiate(
+        self, head: LinearHead, rows: slice, loss: RowLoss
+    ) -> tuple[Tensor, Float[Tensor, "row class"]]:
+        """Return the loss of some rows, and its gradient with respect to their products."""
         product = self._buffer.product(head).detach().requires_grad_()
         # The inner hooks shield the chunk's own graph from outer ones that offload or count saved
         # tensors.
         with torch.enable_grad(), saved_tensors_hooks(_same, _same):
             total = loss(head.finished(product), rows)
             (grad,) = torch.autograd.grad(total, product)
-        if self.states is not None:
-            torch.mm(grad, head.weight, out=self.states[rows])
-        if self.weight is not None:
-            if self.weight.dtype == grad.dtype:
-                torch.addmm(self.weight, grad.T, head.states, out=self.weight)
-            else:
-                self.weight += grad.T @ head.states
-        if self.bias is not None:
-            self.bias += grad.sum(0, dtype=self.bias.dtype)
-        return total.detach()
+        return total, grad
+
+    @staticmethod
+    def _add_in_slabs(total: Tensor, grad: Tensor, states: Tensor) -> None:
+        """Add ``grad.T @ states`` to a wider sum, some classes at a time."""
+        size = max(1, SLAB_BYTES // (states.shape[1] * states.element_size()))
+        for start in range(0, len(total), size):
+            slab = slice(start, start + size)
+            total[slab] += grad[:, slab].T @ states

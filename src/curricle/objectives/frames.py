@@ -56,6 +56,15 @@ class FrameCounter:
         """
         if batch.valid is None:
             return batch
+        if batch.host is not None:
+            host = self.batch(batch.host)
+            return Batch(
+                inputs=batch.inputs,
+                valid=None if host.valid is None else beside(host.valid, batch.valid),
+                step=batch.step,
+                offset=batch.offset,
+                host=host,
+            )
         longest = batch.valid.new_tensor([batch.valid.shape[1]], dtype=torch.int64)
         numbers = count_beside(batch.valid, int(self.counts(longest)))
         valid = numbers < self.counts(batch.valid.sum(1)).unsqueeze(1)

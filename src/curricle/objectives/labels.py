@@ -18,7 +18,7 @@ Axes: leading (example, position), row (counted positions), class, label, value.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -31,7 +31,7 @@ from curricle.data.batch import Batch, check_positions
 from curricle.data.label_checks import misplaced
 from curricle.errors import BindError, CurricleError, DataError, SpecError
 from curricle.models.model_notes import check_problem_type
-from curricle.models.tapped import Activations, TappedModel
+from curricle.models.tapped import OUTPUT, Activations, Place, TappedModel
 from curricle.objectives.base import (
     MOST_WEIGHT,
     BoundObjective,
@@ -44,7 +44,7 @@ from curricle.objectives.base import (
     require,
 )
 from curricle.objectives.chunked import Chunk, chunked_cross_entropy
-from curricle.objectives.logits import check_scores, logits_shape
+from curricle.objectives.logits import at_output, check_scores, is_none, logits_shape
 from curricle.objectives.losses import (
     binary_cross_entropy,
     cosine_distance,
@@ -74,15 +74,23 @@ class LabelLoss:
     chunk: Chunk | None = None
     """As in `MatchLogits`, for cross-entropy. If both set it, each computes the student's
     logits."""
+    output: str | None = Field(default=None, exclude_if=is_none)
+    """Name of the entry of the student's outputs that the labels belong to, as one head of several;
+    None for the logits. Evaluations read it, too."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
-        """Check that `chunk` comes with cross-entropy.
+        """Check that `chunk` comes with cross-entropy of the logits.
 
         Raises:
-            SpecError: If it comes with another loss.
+            SpecError: If it comes with another loss, or with a named output.
         """
+        if self.output is not None and self.chunk is not None:
+            raise SpecError(
+                f"'chunk' has no effect with 'output', whose head is unknown; remove it (got "
+                f"{self.chunk})"
+            )
         if self.chunk is not None and self.loss != "cross_entropy":
             raise SpecError(
                 f"'chunk' has no effect with loss={self.loss!r}; choose 'cross_entropy' or remove "
@@ -95,8 +103,10 @@ class LabelLoss:
         return False
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return the student's logits, or its head with `chunk`."""
+        """Return the student's logits or named output, or its head with `chunk`."""
         del teacher
+        if self.output is not None:
+            return Reads(student=(student.place(f"{OUTPUT}:{self.output}"),))
         if self.loss == "cross_entropy":
             check_problem_type(student, "student")
         return Reads(student_logits=self.chunk is None, student_head=self.chunk is not None)
@@ -109,8 +119,10 @@ class LabelLoss:
                 are fewer than two classes.
             DataError: If the labels are not those of the loss.
         """
-        del reads, is_residual
-        batch, student = sample.batch, sample.student
+        del is_residual
+        # Taps of other objectives are no outputs of this one.
+        place = reads.student if self.output else ()
+        batch, student = sample.batch, at_output(sample.student, place, sample.batch)
         shape = logits_shape(self.chunk, student)
         is_classes = self.loss == "cross_entropy"
         if is_classes:
@@ -123,7 +135,17 @@ class LabelLoss:
         if batch.labels is not None:
             _check_places(leading, batch, kind=BindError)
             _check_labels(batch.labels, self.loss, width, " in the first batch")
-        return _BoundLabels(declared=self, width=width)
+        return _BoundLabels(declared=self, width=width, place=place)
+
+
+def labeled_output(objectives: Iterable[object]) -> str:
+    """Return the name of the output that the labels belong to; empty for the logits.
+
+    Args:
+        objectives: Objectives of a curriculum. Where they declare several outputs, none is chosen.
+    """
+    names = {item.output for item in objectives if isinstance(item, LabelLoss)}
+    return next(iter(names)) or "" if len(names) == 1 else ""
 
 
 def _check_labels(labels: Tensor, loss: LabelLossName, width: int, where: str = "") -> None:
@@ -212,6 +234,8 @@ class _BoundLabels:
     declared: LabelLoss
     width: int
     """Number of classes or values of the student."""
+    place: tuple[Place, ...] = ()
+    """Place of the named output; empty for the logits."""
 
     @property
     def label_classes(self) -> int | None:
@@ -249,6 +273,7 @@ class _BoundLabels:
         """Return the loss summed over labeled positions."""
         del target
         labels, chunk = require(batch.labels, "labels"), self.declared.chunk
+        student = at_output(student, self.place, batch)
         check_positions("'logits'", student.positions, batch)
         if chunk is None:
             logits = logits_of(student)
@@ -261,4 +286,5 @@ class _BoundLabels:
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
         name = self.declared.loss.replace("cross_entropy", "cross-entropy").replace("_", " ")
-        return "labels", f"{self.declared.weight:g} x {name}", "-", "-"
+        taps = "labels" if not self.place else f"labels of {OUTPUT}:{self.declared.output}"
+        return taps, f"{self.declared.weight:g} x {name}", "-", "-"

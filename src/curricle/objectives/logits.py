@@ -2,7 +2,7 @@
 
 Logits are read at the selected positions only, so a masked language model computes its head at
 masked tokens and nowhere else. If the data select no positions, all positions with logits
-and data count.
+and data count; for models of padded sound, as those trained by CTC, these are frames.
 
 Axes: leading (example, position), row (counted positions), class.
 
@@ -40,6 +40,7 @@ from curricle.objectives.chunked import (
     chunked_total,
 )
 from curricle.objectives.divergences import Divergence, ForwardKL, SquaredError
+from curricle.objectives.frames import FrameCounter, counter_of_states, frame_counter
 from curricle.objectives.sparse import SparseTarget, sparse_forward_kl
 from curricle.values import Plain, value
 
@@ -49,7 +50,7 @@ FEWEST_CLASSES = 2
 """Minimum number of classes; a distribution over a single class is constant."""
 
 
-def _is_none(name: object) -> bool:
+def is_none(name: object) -> bool:
     """Return whether a name is left out of specs and digests, which are older than it."""
     return name is None
 
@@ -84,9 +85,9 @@ class MatchLogits:
     leading token ids; otherwise all classes, of which both models must have the same number."""
     chunk: Chunk | None = None
     """Number of positions with logits in memory at one time, for large vocabularies: a number,
-    `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads
-    must end in a linear map."""
-    output: str | None = Field(default=None, exclude_if=_is_none)
+    `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions; on a GPU with triton for
+    512 MiB in the model's precision), None for all. Heads must end in a linear map."""
+    output: str | None = Field(default=None, exclude_if=is_none)
     """Name of the matched entry of both models' outputs, as one head of several; None for the
     logits."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
@@ -123,14 +124,26 @@ class MatchLogits:
         if self.output is not None:
             tap = f"{OUTPUT}:{self.output}"
             teacher = require(teacher, "teacher")
-            return Reads(student=(student.place(tap),), teacher=(teacher.place(tap),))
+            return Reads(
+                student=(student.place(tap),),
+                teacher=(teacher.place(tap),),
+                student_frames=frame_counter(student),
+            )
         if self._needs_classes:
             check_problem_type(student, "student")
             check_problem_type(require(teacher, "teacher"), "teacher")
             common = common_classes(student, require(teacher, "teacher"))
+        frames = frame_counter(student)
         if self.chunk is None:
-            return Reads(student_logits=True, teacher_logits=True, common_classes=common)
-        return Reads(student_head=True, teacher_head=True, common_classes=common)
+            return Reads(
+                student_logits=True,
+                teacher_logits=True,
+                common_classes=common,
+                student_frames=frames,
+            )
+        return Reads(
+            student_head=True, teacher_head=True, common_classes=common, student_frames=frames
+        )
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "BoundLogits":
         """Return the term after checking the vocabularies.
@@ -153,8 +166,8 @@ class MatchLogits:
         # Taps of other objectives are no outputs of this one.
         reads = reads if self.output else replace(reads, student=(), teacher=())
         sides = {
-            "student": _named(sample.student, reads.student, sample.batch),
-            "teacher": _named(teacher_activations, reads.teacher, sample.batch),
+            "student": at_output(sample.student, reads.student, sample.batch),
+            "teacher": at_output(teacher_activations, reads.teacher, sample.batch),
         }
         shapes = {owner: logits_shape(self.chunk, side) for owner, side in sides.items()}
         if self._needs_classes:
@@ -173,9 +186,15 @@ class MatchLogits:
                 f"got {tuple(leading)} and {tuple(teacher_leading)}"
             )
         selects_none = sample.batch.selected is None
-        rows = Rows.of("'logits'", leading, sample.batch) if selects_none else None
+        frames = counter_of_states(reads.student_frames, leading, sample.batch)
+        counted = sample.batch if frames is None else frames.batch(sample.batch)
+        rows = Rows.of("'logits'", leading, counted) if selects_none else None
         return BoundLogits(
-            declared=self, reads=reads, rows=rows, num_classes=self.num_classes or teacher
+            declared=self,
+            reads=reads,
+            rows=rows,
+            frames=frames if selects_none else None,
+            num_classes=self.num_classes or teacher,
         )
 
     def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -242,7 +261,7 @@ def logits_shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ..
     return (*head.states.shape[:-1], head.num_classes)
 
 
-def _named(activations: Activations, places: tuple[Place, ...], batch: Batch) -> Activations:
+def at_output(activations: Activations, places: tuple[Place, ...], batch: Batch) -> Activations:
     """Return activations with a named output, if one is read, in the place of the logits.
 
     Args:
@@ -305,6 +324,8 @@ class BoundLogits:
     reads: Reads
     rows: Rows | None
     """Rows with counted logits; None for the selected positions."""
+    frames: FrameCounter | None
+    """Counter of the frames of padded samples, if the logits have frames."""
     num_classes: int
     """Number of classes to compare."""
 
@@ -335,12 +356,16 @@ class BoundLogits:
 
     def count(self, batch: Batch) -> int:
         """Return the number of selected positions; without selection, of all with data."""
-        return batch.num_selected if self.rows is None else self.rows.count(batch)
+        return batch.num_selected if self.rows is None else self.rows.count(self._counted(batch))
+
+    def _counted(self, batch: Batch) -> Batch:
+        """Return a batch with the positions of the logits."""
+        return batch if self.frames is None else self.frames.batch(batch)
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"] | LinearHead:
         """Return the teacher's logits, or its head with `chunk`."""
         if self.declared.chunk is None:
-            return self.logits(_named(teacher, self.reads.teacher, batch), batch)
+            return self.logits(at_output(teacher, self.reads.teacher, batch), batch)
         return self._head(teacher, batch).detached
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
@@ -368,7 +393,7 @@ class BoundLogits:
         chunk, compare = self.declared.chunk, self._comparison(target)
         if chunk is not None:
             return chunked_total(self._head(student, batch), compare, chunk=chunk)
-        named = _named(student, self.reads.student, batch)
+        named = at_output(student, self.reads.student, batch)
         return compare(self.logits(named, batch), slice(None))
 
     def _comparison(self, target: Tensor | SparseTarget) -> RowLoss:
@@ -395,14 +420,14 @@ class BoundLogits:
         check_positions("'logits'", activations.positions, batch)
         if self.declared.num_classes is not None:
             logits = logits[..., : self.declared.num_classes]
-        return logits if self.rows is None else self.rows.take(logits, batch)
+        return logits if self.rows is None else self.rows.take(logits, self._counted(batch))
 
     def _head(self, activations: Activations, batch: Batch) -> LinearHead:
         check_positions("'logits'", activations.positions, batch)
         head = require(activations.head, "head").first(self.declared.num_classes)
         if self.rows is None:
             return head
-        return replace(head, states=self.rows.take(head.states, batch))
+        return replace(head, states=self.rows.take(head.states, self._counted(batch)))
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

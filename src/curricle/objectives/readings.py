@@ -164,7 +164,13 @@ def teacher_batch(batch: Batch, leading: Sequence[int], *, is_encoded: bool) -> 
         tuple((teacher.leading if mask is None else mask).shape[:SEQUENCE_AXES]),
     }
     masks = [student.valid if has_common_positions else None, None if mask is None else mask.bool()]
-    return Batch(inputs=inputs, valid=_intersection(masks), step=batch.step, offset=batch.offset)
+    return Batch(
+        inputs=inputs,
+        valid=_intersection(masks),
+        step=batch.step,
+        offset=batch.offset,
+        host=batch.host and teacher_batch(batch.host, leading, is_encoded=is_encoded),
+    )
 
 
 def _intersection(

@@ -13,10 +13,11 @@ to `ab`. If that piece is in only one vocabulary as well, the token belongs to g
 """
 
 from collections.abc import Container, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -131,13 +132,19 @@ Comparison = Annotated[
 """Field type of a comparison, selected by `kind`."""
 
 
+@lru_cache(maxsize=4)
+def _index(groups: tuple[int, ...]) -> Int[Tensor, " class"]:
+    """Return groups as a tensor; cached, since a large vocabulary takes milliseconds a step."""
+    return torch.tensor(groups)
+
+
 def _group_logits(
     logits: Float[Tensor, "row class"], groups: tuple[int, ...], number: int
 ) -> Float[Tensor, "row group"]:
     """Return the logarithm of the probability of each group; logits of padding are left out."""
     wide = logits[..., : len(groups)]
     wide = wide if wide.dtype == torch.float64 else wide.float()
-    index = beside(torch.tensor(groups), logits)
+    index = beside(_index(groups), logits)
     probabilities = wide.softmax(-1)
     sums = probabilities.new_zeros((*probabilities.shape[:-1], number))
     sums = sums.index_add(-1, index, probabilities)

@@ -1,10 +1,11 @@
 """One-line verdict of a comparison.
 
-The strategy that reached the goal with the fewest examples leads the line; those that needed
-equally many lead it together. A strategy that did not reach the goal gives a lower bound: its
-mean would be at least the cost of its runs. The line mentions a subject that did not lead,
-another strategy that needed fewer FLOPs or seconds, and runs that are incomplete or missing. Where
-the numbers are not comparable, the line consists of that caution.
+Each clause begins with a strategy, then has its number and how it compares. The strategy that
+reached the goal with the fewest examples leads the line; those that needed equally many lead it
+together. A strategy that did not reach the goal gives a lower bound: its mean would be at least the
+cost of its runs. The line mentions another strategy that needed fewer FLOPs or seconds, and runs
+that are incomplete or missing. Where the numbers are not comparable, the line consists of that
+caution.
 
 Design: every word of it follows from a `Summary`, so a summary read back from JSON gives it again.
 A difference that lies inside its 95 % interval over seeds is no verdict (see `comparisons`); both
@@ -21,7 +22,7 @@ from curricle.reports.summary import MethodSummary, Summary
 
 MOST_NAMED = 6
 """Strategies that the line compares with its leader; the table has them all."""
-NOISE = "no difference measurable"
+NOISE = "no measurable difference"
 
 
 def headline(summary: Summary, *, subject: str = "extraction") -> str:
@@ -58,10 +59,9 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     followers = [name for name in ranking if name not in leaders]
     followers += sorted(set(summary.methods) - set(reached))
     clauses = [_against(summary.methods, leaders[0], name) for name in followers]
-    opening = _opening(summary, leaders, subject)
+    opening = _opening(summary, leaders)
     return (
-        ", ".join([opening, *_shortened(clauses)])
-        + _cheaper(leaders, reached)
+        "; ".join([opening, *_shortened(clauses), *_cheaper(leaders, reached)])
         + _seeds(summary)
         + "."
     )
@@ -96,25 +96,14 @@ def _together(names: Sequence[str]) -> str:
     return f"{', '.join(first_names)} and {last.removeprefix('and ')}" if first_names else last
 
 
-def _opening(summary: Summary, leaders: Sequence[str], subject: str) -> str:
-    """Return the result of the leaders, preceded by a note if the subject was measurably behind."""
+def _opening(summary: Summary, leaders: Sequence[str]) -> str:
+    """Return the result of the leaders."""
     first = summary.methods[leaders[0]]
-    subject_summary = summary.methods.get(subject)
-    is_behind = (
-        subject not in leaders
-        and subject_summary is not None
-        and _is_decided(first, subject_summary)
-    )
-    lost = f"{subject} did not win: " if is_behind else ""
     share, noise = _share(summary, leaders[0])
-    amount = f"{short(_examples(first))} examples{' each' if len(leaders) > 1 else ''}"
-    return f"{lost}{_together(leaders)} reached {summary.goal_words} {share}with {amount}{noise}"
-
-
-def _is_decided(first: MethodSummary, second: MethodSummary) -> bool:
-    """Return whether the leader's lead in examples is outside the noise, or noise is unknown."""
-    ahead = _examples(first) < mean([*_floors(second).values()])
-    return ahead and cost_verdict(first.costs("examples"), _floors(second)) != "unclear"
+    amount = with_interval(_examples(first), first.to_goal_ci95.examples)
+    each = " each" if len(leaders) > 1 else ""
+    reached = f"{_together(leaders)} reached {summary.goal_words} after {amount} examples{each}"
+    return f"{reached}{share}{noise}"
 
 
 def _floors(method: MethodSummary) -> Mapping[int, float]:
@@ -150,15 +139,15 @@ def _share(summary: Summary, leader: str) -> tuple[str, str]:
         else:
             ratio = mean([*numbers.values()]) / (mean([*reference_numbers.values()]) or 1.0)
             measurable.append(_relative(ratio, words))
-    share = f"in {' and '.join(measurable)}, " if measurable else ""
+    share = f", with {' and '.join(measurable)} of {source}" if measurable else ""
     return share, "".join(f", {clause}" for clause in unclear)
 
 
 def _relative(ratio: float, words: str) -> str:
     """Return a cost relative to that of the strategy that set the goal."""
     if f"{ratio:.2g}" == "1":
-        return f"equal {words}"
-    return f"{ratio:.2g} of its {words}" if ratio < 1 else f"{_times(ratio)} times its {words}"
+        return f"the same {words}"
+    return f"{ratio:.2g} of the {words}" if ratio < 1 else f"{_times(ratio)} times the {words}"
 
 
 def _both(first: MethodSummary, second: MethodSummary, cost: str) -> str:
@@ -172,13 +161,16 @@ def _both(first: MethodSummary, second: MethodSummary, cost: str) -> str:
 def _without_leader(summary: Summary) -> str:
     """Return the line for a comparison without a goal, or one that nobody reached."""
     goal = summary.goal_words
-    missed = f"no strategy reached {goal} on every seed" if goal else "no goal was set"
     finals = {name: method for name, method in summary.methods.items() if method.finals}
     if not finals:
-        return f"{missed}, and no run is complete{_seeds(summary)}."
-    if summary.better is None and len(finals) > 1:
-        return f"{missed}; no strategy is called best: {remedy(summary.metric)}{_seeds(summary)}."
-    return f"{missed}; {_best(summary, finals)}{_seeds(summary)}."
+        result = "no run is complete"
+    elif summary.better is None and len(finals) > 1:
+        result = f"no strategy is called best: {remedy(summary.metric)}"
+    else:
+        result = _best(summary, finals)
+    missed = f"no strategy reached {goal} on every seed; " if goal else ""
+    without = "" if goal else "; no goal was set, so costs are not compared"
+    return f"{missed}{result}{without}{_seeds(summary)}."
 
 
 def _best(summary: Summary, methods: Mapping[str, MethodSummary]) -> str:
@@ -186,22 +178,23 @@ def _best(summary: Summary, methods: Mapping[str, MethodSummary]) -> str:
     sign = 1.0 if summary.better == "lower" else -1.0
     ranking = sorted(methods, key=lambda name: (sign * (methods[name].final.mean or 0.0), name))
     best = ranking[0]
-    final = f"final {summary.metric}"
+    final, number = f"final {summary.metric.replace('_', ' ')}", methods[best].final_text
     if len(methods) == 1:
-        return f"{final} {methods[best].final_text} ({best})"
+        return f"{best} has a {final} of {number}"
     verdicts = {name: verdict(methods[best].finals, methods[name].finals) for name in ranking[1:]}
     equal = [name for name in ranking[1:] if verdicts[name] == "equal"]
     unclear = [
         f"{name} {methods[name].final_text}" for name, kind in verdicts.items() if kind == "unclear"
     ]
-    leaders = ", ".join([best, *equal])
-    if not unclear:
-        word = "equal" if len(equal) == len(verdicts) else "best"
-        return f"{word} {final} {methods[best].final_text} ({leaders})"
+    leaders = _together([best, *equal])
+    each = " each" if equal else ""
+    if len(equal) == len(verdicts):
+        return f"{leaders} have the same {final}, {number}"
     level = ", ".join(_shortened(unclear))
     if len(equal) + len(unclear) == len(verdicts):
-        return f"{NOISE} in {final}: {leaders} {methods[best].final_text}, {level}"
-    return f"best {final} {methods[best].final_text} ({leaders}), {NOISE} from {level}"
+        return f"{NOISE} in {final}: {leaders} {number}{each}, {level}"
+    result = f"{leaders} {'have' if equal else 'has'} the best {final}, {number}"
+    return f"{result}; {NOISE} from {level}" if unclear else result
 
 
 def _examples(method: MethodSummary) -> float:
@@ -213,21 +206,20 @@ def _flops(method: MethodSummary) -> float:
 
 
 def _against(methods: Mapping[str, MethodSummary], leader: str, name: str) -> str:
-    """Return how many times fewer examples the leader needed than another strategy."""
+    """Return how many times the leader's examples another strategy needed."""
     first, second = methods[leader], methods[name]
     if second.to_goal.examples is None:
         return _bound(first, name, second)
     if _is_equal(first, second, "examples"):
-        return f"as many as {name}"
+        return f"{name} needed as many"
     if cost_verdict(first.costs("examples"), second.costs("examples")) == "unclear":
-        return f"{NOISE} from {name} ({_both(first, second, 'examples')})"
+        return f"{name} needed {_both(second, first, 'examples')}, {NOISE}"
     ratio = _examples(second) / max(_examples(first), 1.0)
-    phrase = short(_examples(second))
+    amount = with_interval(_examples(second), second.to_goal_ci95.examples)
     has_seeds = len(first.examples) > 1 and len(second.examples) > 1
-    overlap = "; seeds overlap" if has_seeds and _overlap(first, second) else ""
-    if _is_level(first, second):
-        return f"about as many as {name} ({phrase}{overlap})"
-    return f"{_times(ratio)} times fewer than {name} ({phrase}{overlap})"
+    overlap = " (single seeds overlap)" if has_seeds and _overlap(first, second) else ""
+    times = "about as many" if _is_level(first, second) else f"{_times(ratio)} times as many"
+    return f"{name} needed {amount}, {times}{overlap}"
 
 
 LEVEL = 1.1
@@ -252,12 +244,16 @@ def _bound(first: MethodSummary, name: str, second: MethodSummary) -> str:
     ratio = floor / max(_examples(first), 1.0)
     so_far = "" if all(seed.complete for seed in second.seeds) else " so far"
     if second.reached.startswith("0/"):
-        phrase = f"{name} (not reached in {short(floor)}{so_far})"
+        phrase = f"{name} did not reach it in {short(floor)}{so_far}"
     else:
-        phrase = f"{name} (reached by {second.reached} seeds, {short(floor)}{so_far} on average)"
-    if ratio <= 1.0 or cost_verdict(first.costs("examples"), floors) == "unclear":
-        return f"undecided against {phrase}"
-    return f"at least {_times(ratio, down=True)} times fewer than {phrase}"
+        number, count = second.reached.split("/")
+        seeds = f"{number} of {count} seeds"
+        phrase = f"{name} reached it with {seeds}, {short(floor)}{so_far} on average"
+    if ratio <= 1.0:
+        return f"{phrase}, too few to compare"
+    if cost_verdict(first.costs("examples"), floors) == "unclear":
+        return f"{phrase}, {NOISE}"
+    return f"{phrase}, at least {_times(ratio, down=True)} times as many"
 
 
 def _times(ratio: float, *, down: bool = False) -> str:
@@ -268,7 +264,7 @@ def _times(ratio: float, *, down: bool = False) -> str:
     return f"{rounded / scale:g}" if rounded < 1000 * scale else short(rounded / scale)
 
 
-def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> str:
+def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> list[str]:
     """Return which strategies needed fewer FLOPs or seconds than a leader, if some did."""
     clauses = []
     for cost, words in (("total_flops", "total FLOPs"), ("seconds", "seconds")):
@@ -284,11 +280,12 @@ def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> st
         if sure:
             cheapest = reached[sure[0]]
             names = _together([name for name in sure if _is_equal(cheapest, reached[name], cost)])
-            clauses.append(f"fewer {words} by {names} ({_both(cheapest, first, cost)})")
+            clauses.append(f"{names} needed fewer {words}, {_both(cheapest, first, cost)}")
         elif "unclear" in cheaper.values():
             name = next(name for name, kind in cheaper.items() if kind == "unclear")
-            clauses.append(f"{NOISE} in {words} from {name} ({_both(first, reached[name], cost)})")
-    return f"; but {' and '.join(clauses)}" if clauses else ""
+            both = _both(first, reached[name], cost)
+            clauses.append(f"{NOISE} in {words} between {leader} and {name}, {both}")
+    return clauses
 
 
 def _seeds(summary: Summary) -> str:

@@ -29,7 +29,7 @@ from typing import final
 from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.files import write_text
 from curricle.metrics import Direction
-from curricle.records import Usage
+from curricle.records import Usage, has_subject
 from curricle.reports.directions import direction_of, remedy
 from curricle.reports.formatting import (
     goal_text,
@@ -201,7 +201,15 @@ class Summary:
         for name, method in self.methods.items():
             for text in method.notes:
                 holders.setdefault(text, []).append(name)
-        return tuple(f"{', '.join(names)}: {text}" for text, names in holders.items())
+        return tuple(
+            text if has_subject(text) else f"{self._joined(names)}: {text}"
+            for text, names in holders.items()
+        )
+
+    def _joined(self, names: Sequence[str]) -> str:
+        """Return strategies as the owner of a note."""
+        are_all = len(names) == len(self.methods) > 1
+        return "all strategies" if are_all else ", ".join(names)
 
     @property
     def goal_words(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from curricle import seeding
 from curricle.errors import BindError
+from curricle.models.cnn import CNNSpec
 from curricle.models.huggingface import PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel
@@ -60,7 +61,7 @@ def build_model(model: Model, data: TaskData, seed: int, purpose: str) -> Tapped
             num_positions=data.num_positions,
             padding_token=data.padding_token,
         )
-    if data.class_names and not isinstance(model, MLPSpec):
+    if data.class_names and not isinstance(model, MLPSpec | CNNSpec):
         config = cast("PreTrainedModel", built.module).config
         if isinstance(model, PretrainedSpec):
             _check_classes(config, data.class_names, model.path)

@@ -11,11 +11,12 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from fractions import Fraction
 from typing import Annotated, Literal, final
 
 from pydantic import BeforeValidator, Field
 
-from curricle.curriculum.durations import Duration, exact_fraction
+from curricle.curriculum.durations import FRACTION, Duration, exact_fraction
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
@@ -77,6 +78,9 @@ def budget(text: object) -> object:
     """
     if isinstance(text, (Budget, Mapping)):
         return text
+    match = re.fullmatch(rf"\s*({FRACTION})\s+(epochs?)\s*", str(text))
+    if match is not None:
+        return {"number": float(Fraction(match[1])), "unit": "epochs"}
     match = re.fullmatch(r"\s*(-?[\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
     try:
         number, suffix, unit = match.groups() if match is not None else ("", "", "")
@@ -134,6 +138,7 @@ def bind_within(
     *,
     name: str,
     length: Duration | None = None,
+    has_goal: bool = False,
 ) -> BoundRun:
     """Return a strategy's run, bound at the length that a budget pays for.
 
@@ -143,14 +148,30 @@ def bind_within(
         bound: Binds a curriculum.
         name: Name of the strategy, for errors.
         length: Length in place of that of the budget, as of a run that is resumed.
+        has_goal: Whether the metric is to reach a value, which only evaluations notice.
 
     Raises:
         BindError: If the parts do not fit; the strategy is named.
     """
     try:
-        return bound(fitted(limit, build, bound) if length is None else build(length))
+        run = bound(fitted(limit, build, bound) if length is None else build(length))
     except BindError as error:
         raise BindError(f"{name!r}: {error}") from None
+    return dataclasses.replace(run, notes=(*run.notes, *_goal_notes(run))) if has_goal else run
+
+
+def _goal_notes(run: BoundRun) -> tuple[str, ...]:
+    """Return a note if a goal cannot be noticed before the end of a run."""
+    every = run.settings.eval_every
+    if every < run.num_steps:
+        return ()
+    return (
+        (
+            f"goal: the metric is evaluated at the end alone, since 'eval_every' is {every:,} and "
+            f"the run has {run.num_steps:,} steps; a smaller 'eval_every' shows when the goal is "
+            f"reached"
+        ),
+    )
 
 
 def _longest(

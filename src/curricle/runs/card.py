@@ -14,6 +14,7 @@ from typing import final
 import yaml
 
 from curricle.errors import visible
+from curricle.extras import package_version
 from curricle.records import EndRecord, Record, RunRecord, StageRecord
 
 CARD = "README.md"
@@ -63,9 +64,10 @@ CITATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Papers of the strategies; those of another curriculum are those of both curricula."""
 SOFTWARE = """@software{curricle,
   title={curricle},
-  author={{The curricle developers}},
-  version={%s}
+  author={{The curricle developers}}%s
 }"""
+UNKNOWN = "unknown"
+"""Version of a source that is used without an installation."""
 
 
 @final
@@ -97,6 +99,8 @@ class Card:
     """Further facts of the training, by name."""
     command: str = ""
     """Command that runs the training again; empty for a run from Python."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their numbers, if they are stated."""
     onnx: str = ""
     """Agreement of the ONNX file with torch, if there is one."""
 
@@ -180,8 +184,10 @@ def _summary(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
-    onnx = f"\n\n`model.onnx` gives the same logits: {card.onnx}." if card.onnx else ""
-    return f"## Use\n\n```python\n{card.loading}\n```{onnx}"
+    onnx = f"\n\n`model.onnx` gives the same numbers: {card.onnx}." if card.onnx else ""
+    rows = [(str(number), _text(name)) for number, name in enumerate(card.class_names)]
+    classes = f"\n\n{_table(('class', 'name'), rows)}" if rows else ""
+    return f"## Use\n\n```python\n{card.loading}\n```{onnx}{classes}"
 
 
 def _results(run: RunRecord, end: EndRecord) -> str:
@@ -252,11 +258,13 @@ def _command(card: Card) -> str:
 
 def _citation(card: Card) -> str:
     run = card.run
-    version = "unknown" if run is None else run.versions.get("curricle", "unknown")
+    # Of an export without a run the version is that of the program that writes the card.
+    version = package_version() if run is None else run.versions.get("curricle", UNKNOWN)
+    field = "" if version == UNKNOWN else f",\n  version={{{version}}}"
     papers = CITATIONS.get("" if run is None else run.method, ())
     if run is not None and not papers and run.teacher_parameters:
         papers = (EXTRACTION, PROGRESSIVE)
-    entries = "\n\n".join([*papers, SOFTWARE % version])
+    entries = "\n\n".join([*papers, SOFTWARE % field])
     return f"## Citation\n\n```bibtex\n{entries}\n```"
 
 

@@ -116,6 +116,7 @@ class _Plan:
     watch: Watcher | None
     trackers: tuple[TrackerName, ...]
     has_folder: bool
+    has_goal: bool
     built: WeakSet[AnyModel] = field(default_factory=WeakSet)
     """Students that the function has returned and that are in memory."""
 
@@ -268,6 +269,7 @@ class _Plan:
             bind_curriculum,
             name=name,
             length=None if steps is None else Duration(number=steps),
+            has_goal=self.has_goal,
         )
 
 
@@ -278,7 +280,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     teacher: AnyModel | StoredTeacher | None,
     data: Stream | DataLoader[object] | Callable[[int], Stream],
     *,
-    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | Evaluator,
     budget: Budget | str,
     strategies: Sequence[str] | Mapping[str, Strategy] = DEFAULT_STRATEGIES,
     seeds: Sequence[int] = (0, 1, 2),
@@ -303,8 +305,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         teacher: The finished teacher, stored targets, or None if no strategy needs one.
         data: Training batches, or a function from a seed to them; a `DataLoader` is read in an
             order of each seed.
-        evaluation: Held-out batches with labels, a `DataLoader` of them, which is read once, or a
-            function from the model to metrics.
+        evaluation: Held-out batches with labels, a `DataLoader` or a stream of them, of which an
+            epoch is read once, or a function from the model to metrics.
         budget: Limit for each student, as `'2000 steps'`, `'1M examples'`, `'4T flops'` or
             `'60 seconds'`. FLOPs count student and teacher; seconds count training only.
         strategies: Names of strategies, or strategies by name: a `kind` with arguments such as
@@ -368,6 +370,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         watch=watch,
         trackers=tracker_names(report_to),
         has_folder=output_dir is not None,
+        has_goal=goal is not None,
     )
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")

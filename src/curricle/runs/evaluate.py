@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from curricle.colocation import processor_kind
 from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.extras import package_version
 from curricle.metrics import ACCURACY, METRICS, Metric, metric_of, metrics_beside
@@ -115,26 +116,31 @@ class Evaluation:
 
 
 @standard_state(is_training=False)
-def evaluate(
+def evaluate(  # noqa: PLR0913 - the public call; everything but two has a default
     student: nn.Module | TappedModel,
-    evaluation: Sequence[Batch] | DataLoader[object],
+    evaluation: Sequence[Batch] | Stream | DataLoader[object],
     *,
     teacher: nn.Module | TappedModel | None = None,
     metrics: Sequence[str | Metric] | None = None,
     repetitions: int = REPETITIONS,
     settings: TrainingSettings = TrainingSettings(),
+    next_token: bool = False,
     task: str = "",
 ) -> Evaluation:
     """Return metrics, size and speed of a student and, beside it, of its teacher.
 
     Args:
         student: The model; it is moved to where the settings place it and stays as it is.
-        evaluation: Held-out batches with labels, or a DataLoader, which is read once.
+        evaluation: Held-out batches with labels, or a `DataLoader` or a stream of them, such as
+            `curricle.text_stream` makes of texts, of which an epoch is read once.
         teacher: The model to compare with; None evaluates the student alone.
-        metrics: Metrics or names of built-in ones; None takes accuracy and nll for classes, and
-            the mean squared error for float labels. `kl` is that from the teacher.
+        metrics: Metrics or names of built-in ones; None takes accuracy and nll for classes, also
+            perplexity where they are the next tokens, and the mean squared error for float labels.
+            `kl` is that from the teacher.
         repetitions: Timed passes of each model, whose median is taken.
         settings: Device and threads.
+        next_token: Whether the items of a `DataLoader` are those of a decoder, whose labels are its
+            input ids, or none; see `curricle.stream`.
         task: The data in a few words, for the table.
 
     Returns:
@@ -149,7 +155,7 @@ def evaluate(
     if teacher is not None:
         require_model("teacher", teacher)
         models.append(tapped(teacher))
-    held_out = cast("Sequence[Batch]", as_evaluation(evaluation, None))
+    held_out = cast("Sequence[Batch]", as_evaluation(evaluation, None, next_token=next_token))
     _require_batches(held_out)
     choice = _metrics(held_out, metrics)
     notes: list[str] = []
@@ -209,9 +215,10 @@ def _metrics(
     """Return the metrics to compute."""
     if metrics is not None:
         return tuple({metric.name: metric for metric in map(metric_of, metrics)}.values())
-    labels = evaluation[0].labels
-    is_value = labels is not None and labels.is_floating_point()
-    return metrics_beside(METRICS["mean_squared_error"] if is_value else ACCURACY)
+    first = evaluation[0]
+    if first.labels is not None and first.labels.is_floating_point():
+        return metrics_beside(METRICS["mean_squared_error"])
+    return metrics_beside(ACCURACY, "perplexity" if first.predicts_tokens else "")
 
 
 def _require_batches(evaluation: object) -> None:
@@ -224,9 +231,17 @@ def _require_batches(evaluation: object) -> None:
     items = evaluation if isinstance(evaluation, Sequence) else ()
     if not is_sequence or any(type(item) is not Batch for item in items):
         raise BindError(
-            f"'evaluation' must be a DataLoader or a sequence of curricle.Batch; got "
-            f"{type(evaluation).__name__!r}"
+            f"'evaluation' must be a DataLoader, a stream or a sequence of curricle.Batch; got "
+            f"{_kind(items, evaluation)}"
         )
+
+
+def _kind(items: Sequence[object], evaluation: object) -> str:
+    """Return the kind of held-out data that are no batches, for an error sentence."""
+    if items and isinstance(items[0], str):
+        reader = "curricle.text_stream(texts, tokenizer, window=..., batch_size=...)"
+        return f"texts, which {reader} reads"
+    return repr(type(evaluation).__name__)
 
 
 def _processor(module: nn.Module) -> str:

@@ -4,16 +4,19 @@ Hugging Face models become folders that `from_pretrained` reads, with weights, c
 tokenizer and, where the model has one, generation configuration; adapters of PEFT are merged.
 Encoders of sentences become folders that `SentenceTransformer` reads. Other modules become a
 weights file. With them goes a model card made from the records of the run and, on request, an ONNX
-file whose logits agree with torch.
+file whose outputs agree with torch.
 
 Design: a folder appears whole or not at all, so a refused ONNX file leaves nothing behind.
 """
 
 import copy
+import json
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, final
 
 from torch import nn
@@ -21,6 +24,7 @@ from torch import nn
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import new_folder, usable_folder, write_text
+from curricle.models.hooked import HookedModel
 from curricle.models.peft_adapters import base_of, is_tuned
 from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.tapped import Inputs, TappedModel
@@ -29,15 +33,21 @@ from curricle.models.weights import save_weights, serializing
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.runs.card import CARD, Card, model_card
 from curricle.runs.onnx_files import (
+    LOGITS,
     ONNX,
     TOLERANCE,
+    USUAL_NAMES,
     OnnxCheck,
+    OutputNames,
     check_onnx_packages,
     write_onnx,
 )
 from curricle.training.loop.engine import FINISHED
+from curricle.training.setup.arguments import require_model
 
 EXPORT = "model"
+CONFIG = "config.json"
+"""Configuration of a model of transformers in its folder."""
 SAMPLE = 4
 """Examples with which an ONNX file is traced and compared."""
 LIBRARIES = ("transformers", "sentence_transformers", "timm")
@@ -46,10 +56,22 @@ SENTENCE_TRANSFORMERS = "sentence-transformers"
 """Library and layout of encoders of sentences, by its name on the Hub."""
 Layout = Literal["sentence-transformers"]
 """Layouts of folders that are not that of the model's class."""
+MAIN = "__main__"
+"""Name of the module of the script that runs."""
+MODULE_OF_USER = "your_module"
+"""Name in the code of a card for a class that was defined in a notebook."""
 PYTORCH = "pytorch"
 """Library of all other models, by its name on the Hub."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """Name of a model on the Hub: owner and model."""
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("mean_squared_error", "pearson", "spearman"), "values")
+    | dict.fromkeys(
+        ("cosine_similarity", "similarity_spearman", "teacher_cosine", "teacher_spearman"),
+        "embeddings",
+    )
+)
+"""Meaning of a single output tensor by the metric of the run, where it is not logits."""
 WriteTokenizer = Callable[[Path], object]
 """Writes a tokenizer into a folder."""
 
@@ -78,13 +100,15 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
     teacher: str = "",
     base_model: str | None = None,
     layout: Layout | None = None,
+    class_names: Sequence[str] | Mapping[int, str] = (),
     onnx: Batch | Inputs | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """Write a finished model for use without curricle, with a model card.
 
     Args:
-        student: The model; it is not changed, and adapters of PEFT are merged in a copy.
+        student: The model; it is not changed, and adapters of PEFT are merged in a copy. The ONNX
+            file of `tapped(model, output=...)` has this output.
         to: Folder to make; it must not exist or be empty.
         run: The `output_dir` of `distill`, whose records the card states; None makes a short card.
         tokenizer: An object with `save_pretrained`, written beside a model that reads text.
@@ -94,24 +118,29 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         layout: `sentence-transformers` for a folder that `SentenceTransformer` reads, which the
             student must be: a `SentenceEncoder` or a `SentenceTransformer`. None takes the layout
             of the student's class.
+        class_names: Names of the classes in the order of their numbers, or by number as in
+            `teacher.config.id2label`, for the configuration and the card; empty keeps those in the
+            configuration of the student.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
             None writes none.
-        tolerance: Largest difference between logits of both, relative to the largest logit or to 1
-            if all are smaller.
+        tolerance: Largest difference between outputs of both, relative to the largest number of
+            an output or to 1 if all are smaller.
 
     Returns:
         Folder, files and the comparison.
 
     Raises:
         BindError: If the student has another layout, `tokenizer` cannot be saved, adapters cannot
-            be merged, packages for ONNX are missing, or its logits differ by more than the
+            be merged, packages for ONNX are missing, or its outputs differ by more than the
             tolerance; nothing is written then.
         CheckpointError: If the folder is taken, or `run` is not a finished run.
     """
+    require_model("student", student)
     module, _ = unwrapped(student if isinstance(student, nn.Module) else student.module)
     records = () if run is None else finished_records(Path(run))
     model, is_merged = merged(module)
     check_layout(model, layout)
+    names = _checked_names(model, class_names)
     card = Card(
         title=_title(records),
         class_name=type(model).__name__,
@@ -120,6 +149,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         records=records,
         teacher=teacher,
         base_model=base_model or base_name(model),
+        class_names=names,
     )
     return write_export(
         model,
@@ -128,11 +158,16 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         write_tokenizer=_tokenizer_writer(tokenizer),
         onnx=onnx.inputs if isinstance(onnx, Batch) else onnx,
         tolerance=tolerance,
+        names=OutputNames(
+            # Of tapped models only those of curricle declare an output.
+            entry=student.output if isinstance(student, HookedModel) else "",
+            default=output_name(records),
+        ),
         is_merged=is_merged,
     )
 
 
-def write_export(
+def write_export(  # noqa: PLR0913 - one argument a part of the folder
     model: nn.Module,
     to: str | Path,
     card: Card,
@@ -140,6 +175,7 @@ def write_export(
     write_tokenizer: WriteTokenizer | None = None,
     onnx: Inputs | None = None,
     tolerance: float = TOLERANCE,
+    names: OutputNames = USUAL_NAMES,
     is_merged: bool = False,
 ) -> Exported:
     """Write the folder of an export in one piece.
@@ -150,7 +186,8 @@ def write_export(
         card: Content of its card.
         write_tokenizer: Writes the tokenizer beside the model.
         onnx: Inputs for an ONNX file; None writes none.
-        tolerance: Largest difference of its logits.
+        tolerance: Largest difference of its outputs.
+        names: Names of its outputs.
         is_merged: Whether adapters were merged.
 
     Returns:
@@ -165,10 +202,12 @@ def write_export(
     check: OnnxCheck | None = None
     with new_folder(folder) as temporary:
         _write_files(model, temporary)
+        _write_names(card.class_names, temporary / CONFIG)
         if write_tokenizer is not None:
             write_tokenizer(temporary)
         if onnx is not None:
-            check = write_onnx(model, _first(onnx), temporary / ONNX, tolerance=tolerance)
+            path = temporary / ONNX
+            check = write_onnx(model, _first(onnx), path, tolerance=tolerance, names=names)
         agreement = "" if check is None else str(check)
         write_text(temporary / CARD, model_card(replace(card, onnx=agreement)))
         files = tuple(sorted(path.name for path in temporary.iterdir()))
@@ -242,6 +281,16 @@ def merged(module: nn.Module) -> tuple[nn.Module, bool]:
     return model, True
 
 
+def output_name(records: Sequence[Record]) -> str:
+    """Return the name of an output that is a single tensor, by the metric of the run.
+
+    Args:
+        records: Records of the run; empty if they are unknown.
+    """
+    run = next(iter(records), None)
+    return MEANINGS.get(run.metric, LOGITS) if isinstance(run, RunRecord) else LOGITS
+
+
 def library_of(model: nn.Module) -> str:
     """Return the library that loads a model, by its name on the Hub."""
     if isinstance(model, SentenceEncoder):
@@ -287,6 +336,69 @@ def _write_files(model: nn.Module, folder: Path) -> None:
         return
     with serializing(folder):
         save_pretrained(str(folder))
+
+
+def names_of_classes(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of classes in the configuration of a model; empty if they have none.
+
+    Args:
+        model: The model.
+    """
+    names = _labels(model)
+    # A configuration numbers classes without names itself.
+    is_numbered = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    return () if is_numbered else names
+
+
+def _labels(model: nn.Module) -> tuple[str, ...]:
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    return tuple(str(labels[number]) for number in sorted(labels)) if labels else ()
+
+
+def _checked_names(
+    model: nn.Module, class_names: Sequence[object] | Mapping[int, object]
+) -> tuple[str, ...]:
+    """Return stated names of classes, or those that the configuration of a model has.
+
+    Raises:
+        BindError: If they are not different texts numbered from 0, or not as many as the classes of
+            the model.
+    """
+    names = class_names
+    if isinstance(names, Mapping):
+        if sorted(names) != list(range(len(names))):
+            raise BindError(
+                f"'class_names' must number the classes from 0 without gaps; got {sorted(names)}"
+            )
+        names = [names[number] for number in range(len(names))]
+    texts = tuple(name for name in names if isinstance(name, str))
+    if isinstance(names, str) or len(texts) < len(names):
+        raise BindError(f"'class_names' must be a list of texts; got {names!r}")
+    if not texts:
+        return names_of_classes(model)
+    if len(set(texts)) < len(texts):
+        raise BindError(f"'class_names' must be different names; got {list(texts)}")
+    present = _labels(model)
+    if present and len(present) != len(texts):
+        raise BindError(
+            f"'class_names' must hold one name for each of the {len(present)} classes of "
+            f"{type(model).__name__}; got {len(texts)}"
+        )
+    return texts
+
+
+def _write_names(names: Sequence[str], config: Path) -> None:
+    """Write names of classes into a configuration of transformers.
+
+    Without names, or without a configuration, nothing is written. The configuration of the model
+    itself stays as it is, since an export does not change it.
+    """
+    if not names or not config.is_file():
+        return
+    document = json.loads(config.read_text(encoding="utf-8"))
+    document["id2label"] = {str(number): name for number, name in enumerate(names)}
+    document["label2id"] = {name: number for number, name in enumerate(names)}
+    write_text(config, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
 def _free_folder(to: str | Path) -> Path:
@@ -350,12 +462,27 @@ def loading_code(model: nn.Module, name: str, sizes: str = "...") -> str:
         )
     if hasattr(model, "save_pretrained") and hasattr(kind, "from_pretrained"):
         root = kind.__module__.partition(".")[0]
-        home = root if root in LIBRARIES else kind.__module__
+        home = root if root in LIBRARIES else _home(kind)
         load = f"model = {kind.__name__}.from_pretrained({name!r})"
         return f"from {home} import {kind.__name__}\n\n{load}"
     return (
         f"from safetensors.torch import load_model\n\n"
-        f"from {kind.__module__} import {kind.__name__}\n\n"
+        f"from {_home(kind)} import {kind.__name__}\n\n"
         f"model = {kind.__name__}({sizes})\n"
         f"load_model(model, {f'{name}/{FINISHED}'!r})\nmodel.eval()"
     )
+
+
+def _home(kind: type) -> str:
+    """Return the name of the module of a class; of the script that runs, that of its file."""
+    if kind.__module__ != MAIN:
+        return kind.__module__
+    main = sys.modules[MAIN]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        # A package run by `python -m` has the name of its main module.
+        return str(spec.name)
+    path = getattr(main, "__file__", None)
+    name = "" if path is None else Path(path).stem
+    # Notebooks have no file, and a file may have a name that no statement can import.
+    return name if name.isidentifier() else MODULE_OF_USER

@@ -14,6 +14,7 @@ from torch import nn
 from curricle.data.text.corpora import HUB, names
 from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.example_tasks import ExamplesTask
+from curricle.models.cnn import CNNSpec
 from curricle.models.huggingface import PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.sentence_encoder import SentenceEncoderSpec
@@ -26,10 +27,12 @@ from curricle.runs.export import (
     finished_records,
     library_of,
     loading_code,
+    names_of_classes,
+    output_name,
     write_export,
 )
 from curricle.runs.folder import STUDENTS, TEACHER, has_spec, read_origin, stored_spec
-from curricle.runs.onnx_files import TOLERANCE, check_onnx_packages
+from curricle.runs.onnx_files import TOLERANCE, OutputNames, check_onnx_packages
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
 from curricle.task_data import TaskData
@@ -82,7 +85,7 @@ def export_run(
         seed: Seed of a comparison; None takes the first.
         layout: As in `curricle.export`.
         onnx: Whether to write an ONNX file, compared with torch on held-out examples.
-        tolerance: Largest difference of its logits.
+        tolerance: Largest difference of its outputs.
 
     Returns:
         Folder, files and the comparison.
@@ -115,6 +118,7 @@ def export_run(
         seeds=model.seeds,
         settings={"optimizer": _words(model.optimizer)},
         command=origin.line,
+        class_names=names_of_classes(model.module) or _names_without_config(model),
     )
     return write_export(
         model.module,
@@ -123,6 +127,7 @@ def export_run(
         write_tokenizer=partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)),
         onnx=model.data.evaluation[0].inputs if onnx else None,
         tolerance=tolerance,
+        names=OutputNames(default=output_name(card.records)),
     )
 
 
@@ -195,6 +200,8 @@ def describe_model(model: Model) -> str:
     """Return the description of a model of a spec, for people."""
     if isinstance(model, MLPSpec):
         return f"MLP of widths {', '.join(map(str, model.widths))}"
+    if isinstance(model, CNNSpec):
+        return f"CNN of {', '.join(map(str, model.channels))} channels"
     if isinstance(model, PretrainedSpec):
         # The folder is one of this machine; its name often is that of the model.
         return f"pretrained {Path(model.path).name}"
@@ -210,9 +217,21 @@ def _teacher(spec: RunSpec) -> str:
 
 
 def _sizes(model: Finished) -> str:
-    if not isinstance(model.spec, MLPSpec):
-        return "..."
-    return f"{model.data.num_inputs}, {model.spec.widths}, {model.data.num_classes}"
+    inputs, classes = model.data.num_inputs, model.data.num_classes
+    if isinstance(model.spec, MLPSpec):
+        return f"{inputs}, {model.spec.widths}, {classes}"
+    if isinstance(model.spec, CNNSpec):
+        spec = model.spec
+        return (
+            f"{inputs}, {spec.channels}, {classes}, axes={spec.axes}, kernel={spec.kernel}, "
+            f"stride={spec.stride}, is_dense={spec.output == 'positions'}"
+        )
+    return "..."
+
+
+def _names_without_config(model: Finished) -> tuple[str, ...]:
+    """Return the names of the task's classes for a model that cannot hold them itself."""
+    return () if hasattr(model.module, "config") else model.data.class_names
 
 
 def _datasets(spec: RunSpec) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """ONNX files of finished models, compared with torch number by number.
 
 `torch.onnx` exports the forward pass in evaluation mode, from the inputs of the model to its
-logits. Batch size and length are free wherever torch can trace them with symbols. ONNX Runtime then
-computes the logits of the sample, and of a smaller subset of it along free axes; a difference from
-torch beyond the tolerance is an error.
+outputs, which have their names in torch: the logits, or a declared entry, start and end logits of
+answers, all heads of several. Batch size and length are free wherever torch can trace them with
+symbols. ONNX Runtime then computes the outputs of the sample, and of a smaller subset of it along
+free axes; a difference from torch beyond the tolerance is an error.
 
 Axes: example, then those of the model's inputs.
 """
@@ -24,7 +25,7 @@ from curricle.colocation import beside
 from curricle.errors import BindError, reason
 from curricle.extras import imported
 from curricle.models.calls import run_module
-from curricle.models.outputs import logits_in
+from curricle.models.outputs import named_outputs
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import REFUSALS, Inputs
 
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 ONNX = "model.onnx"
+LOGITS = "logits"
+"""Name of an output without one in torch."""
 TOLERANCE = 1e-4
-"""Largest difference from torch by default, relative to the largest logit or to 1 if all are
-smaller; float32 of two programs differs by about 1e-6."""
+"""Largest difference from torch by default, relative to the largest number of an output or to 1 if
+all are smaller; float32 of two programs differs by about 1e-6."""
 EXTRA, USE = "onnx", "ONNX files"
 LARGEST_FILE = 1_900_000_000
 """Bytes of weights in the file itself, whose format allows 2 GiB; more go into a second file."""
@@ -52,32 +55,52 @@ class OnnxCheck:
     inputs: Mapping[str, tuple[str, ...]]
     """Axes of each input: a size, or a name for a free one."""
     difference: float
-    """Largest difference of logits, relative to the largest logit or to 1."""
+    """Largest difference of an output, relative to its largest number or to 1."""
     tolerance: float
     """Largest difference that is allowed."""
     shapes: tuple[tuple[int, ...], ...]
-    """Shapes of the logits that were compared."""
+    """Shapes of the first output in the comparisons."""
+    outputs: tuple[str, ...] = (LOGITS,)
+    """Names of the outputs."""
 
     def __str__(self) -> str:
         """Return the agreement in a sentence."""
         sizes = " and ".join("x".join(map(str, shape)) for shape in self.shapes)
+        first, *others = self.outputs
+        beside = "".join(f" and {name}" for name in others)
         return (
-            f"logits of shape {sizes} differ from torch by at most {self.difference:.1e} "
-            f"(allowed: {self.tolerance:.1e})"
+            f"{first} of shape {sizes}{beside} differ from torch by at most "
+            f"{self.difference:.1e} (allowed: {self.tolerance:.1e})"
         )
 
 
 @final
-class _Logits(nn.Module):
-    """Model whose only output is its logits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputNames:
+    """Names of the outputs in an ONNX file."""
 
-    def __init__(self, model: nn.Module) -> None:
+    entry: str = ""
+    """Declared entry of the output, as in `tapped(model, output=...)`; empty for the logits."""
+    default: str = LOGITS
+    """Name of an output that is a single tensor."""
+
+
+USUAL_NAMES = OutputNames()
+"""Names of the outputs where nothing is declared."""
+
+
+@final
+class _Outputs(nn.Module):
+    """Model whose output is a tuple of tensors with names."""
+
+    def __init__(self, model: nn.Module, names: OutputNames) -> None:
         super().__init__()
         self.model = model
+        self.names = names
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Return the logits."""
-        return _logits(self.model, inputs)
+    def forward(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return the outputs."""
+        return tuple(_outputs(self.model, inputs, self.names).values())
 
 
 def check_onnx_packages() -> None:
@@ -87,21 +110,27 @@ def check_onnx_packages() -> None:
 
 
 def write_onnx(
-    module: nn.Module, sample: Inputs, path: Path, *, tolerance: float = TOLERANCE
+    module: nn.Module,
+    sample: Inputs,
+    path: Path,
+    *,
+    tolerance: float = TOLERANCE,
+    names: OutputNames = USUAL_NAMES,
 ) -> OnnxCheck:
-    """Write a model as an ONNX file and compare its logits with torch.
+    """Write a model as an ONNX file and compare its outputs with torch.
 
     Args:
         module: The model; its modes are kept.
         sample: Inputs of the model, at least two examples.
         path: The file; weights of more than 1.9 GB go into a second one beside it.
-        tolerance: Largest difference of logits, relative to the largest one or to 1.
+        tolerance: Largest difference of an output, relative to its largest number or to 1.
+        names: Names of the outputs.
 
     Returns:
         The agreement.
 
     Raises:
-        BindError: If torch cannot export the model, or logits differ by more than the tolerance.
+        BindError: If torch cannot export the model, or outputs differ by more than the tolerance.
     """
     check_onnx_packages()
     sample = _beside_weights(sample, module)
@@ -114,11 +143,11 @@ def write_onnx(
         )
     with modes_kept(module), torch.no_grad():
         module.eval()
-        _write(module, sample, path)
-        return _check(module, sample, path, tolerance)
+        _write(module, sample, path, names)
+        return _check(module, sample, path, tolerance=tolerance, names=names)
 
 
-def _write(module: nn.Module, sample: Inputs, path: Path) -> None:
+def _write(module: nn.Module, sample: Inputs, path: Path, names: OutputNames) -> None:
     """Export the forward pass.
 
     Raises:
@@ -129,13 +158,14 @@ def _write(module: nn.Module, sample: Inputs, path: Path) -> None:
     shapes = (axes if isinstance(sample, Mapping) else next(iter(axes.values())),)
     try:
         with _quiet():
-            program = torch.export.export(_Logits(module), (sample,), dynamic_shapes=shapes)
+            outputs = list(_outputs(module, sample, names))
+            program = torch.export.export(_Outputs(module, names), (sample,), dynamic_shapes=shapes)
             torch.onnx.export(
                 program,
                 f=path,
                 dynamo=True,
                 input_names=list(axes),
-                output_names=["logits"],
+                output_names=outputs,
                 verbose=False,
                 external_data=_num_bytes(module) > LARGEST_FILE,
             )
@@ -165,8 +195,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> OnnxCheck:
-    """Compare logits of ONNX Runtime and torch on the sample and on a subset of it.
+def _check(
+    module: nn.Module, sample: Inputs, path: Path, *, tolerance: float, names: OutputNames
+) -> OnnxCheck:
+    """Compare outputs of ONNX Runtime and torch on the sample and on a subset of it.
 
     Returns:
         The agreement.
@@ -177,25 +209,34 @@ def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> O
     session = _runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inputs = {entry.name: tuple(map(str, entry.shape)) for entry in session.get_inputs()}
     difference, shapes = 0.0, []
-    for subset, expected in _subsets(module, sample, inputs):
-        logits = _run(session, subset, inputs)
-        scale = max(1.0, expected.abs().max().item())
-        gap = (logits - expected).abs().max().item() / scale
-        # A comparison with NaN is never true, so that NaN is a difference.
-        difference = gap if not gap <= difference else difference
-        shapes.append(tuple(logits.shape))
+    outputs: tuple[str, ...] = ()
+    for subset, expected in _subsets(module, sample, inputs, names):
+        outputs = tuple(expected)
+        arrays = _run(session, subset, inputs, outputs)
+        for array, tensor in zip(arrays, expected.values(), strict=True):
+            scale = max(1.0, tensor.abs().max().item())
+            gap = (array - tensor).abs().max().item() / scale
+            # A comparison with NaN is never true, so that NaN is a difference.
+            difference = gap if not gap <= difference else difference
+        shapes.append(tuple(arrays[0].shape))
     if not difference <= tolerance:
         raise BindError(
-            f"'tolerance' of ONNX must not be exceeded: logits of ONNX Runtime and torch differ "
-            f"by {difference:.1e}, more than {tolerance:.1e}; nothing was written"
+            f"'tolerance' of ONNX must not be exceeded: {', '.join(outputs)} of ONNX Runtime and "
+            f"torch differ by {difference:.1e}, more than {tolerance:.1e}; nothing was written"
         )
     return OnnxCheck(
-        inputs=inputs, difference=difference, tolerance=tolerance, shapes=tuple(shapes)
+        inputs=inputs,
+        difference=difference,
+        tolerance=tolerance,
+        shapes=tuple(shapes),
+        outputs=outputs,
     )
 
 
-def _run(session: "InferenceSession", subset: Inputs, inputs: Iterable[str]) -> Tensor:
-    """Return the logits of ONNX Runtime.
+def _run(
+    session: "InferenceSession", subset: Inputs, inputs: Iterable[str], outputs: Iterable[str]
+) -> list[Tensor]:
+    """Return the outputs of ONNX Runtime.
 
     Raises:
         BindError: If it cannot run the file.
@@ -203,26 +244,29 @@ def _run(session: "InferenceSession", subset: Inputs, inputs: Iterable[str]) -> 
     # Inputs that the model ignores are not in the file.
     arrays = {name: item.cpu().numpy() for name, item in _named(subset).items() if name in inputs}
     try:
-        logits = session.run(["logits"], arrays)[0]
+        computed = session.run(list(outputs), arrays)
     except Exception as error:
         # The errors of ONNX Runtime have no common base class.
         raise BindError(
             f"'onnx' must be of a model that ONNX Runtime can run; inputs of shapes "
             f"{[list(array.shape) for array in arrays.values()]} fail: {_cause(error)}"
         ) from error
-    return torch.from_numpy(logits).float()
+    return [torch.from_numpy(array).float() for array in computed]
 
 
 def _subsets(
-    module: nn.Module, sample: Inputs, inputs: Mapping[str, tuple[str, ...]]
-) -> list[tuple[Inputs, Tensor]]:
-    """Return the sample and a smaller subset that the model takes, with logits from torch."""
-    subsets = [(sample, _logits(module, sample).float().cpu())]
+    module: nn.Module,
+    sample: Inputs,
+    inputs: Mapping[str, tuple[str, ...]],
+    names: OutputNames = USUAL_NAMES,
+) -> list[tuple[Inputs, dict[str, Tensor]]]:
+    """Return the sample and a smaller subset that the model takes, with outputs from torch."""
+    subsets = [(sample, _on_cpu(_outputs(module, sample, names)))]
     # Half of the positions where the model takes them; an image may need its size.
     for num_axes in (None, 1):
         subset = _narrowed(sample, inputs, num_axes)
         try:
-            subsets.append((subset, _logits(module, subset).float().cpu()))
+            subsets.append((subset, _on_cpu(_outputs(module, subset, names))))
         except REFUSALS:
             continue
         break
@@ -243,8 +287,12 @@ def _narrowed(
     return subsets if isinstance(sample, Mapping) else next(iter(subsets.values()))
 
 
-def _logits(module: nn.Module, inputs: Inputs) -> Tensor:
-    return logits_in(run_module(module, inputs), type(module).__name__)
+def _outputs(module: nn.Module, inputs: Inputs, names: OutputNames) -> dict[str, Tensor]:
+    return named_outputs(run_module(module, inputs), names.entry, names.default)
+
+
+def _on_cpu(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
 
 def _num_bytes(module: nn.Module) -> int:

@@ -4,23 +4,28 @@
 does and returns what binding found.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from torch.utils.data import DataLoader
 
 from curricle.curriculum.stages import Curriculum
+from curricle.data.batch import Batch
 from curricle.data.streams import Stream
+from curricle.metrics import ACCURACY, Metric, metric_of
 from curricle.models.wrapping import tapped
 from curricle.records import StagePlan
 from curricle.reports.tables import Grid, plan_grid, to_markdown
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import bind
-from curricle.training.distill import check_opening
+from curricle.training.distill import check_opening, evaluator_of, teacher_notes
 from curricle.training.loop.best import check_evaluated
+from curricle.training.loop.evaluation import Evaluator
 from curricle.training.setup.arguments import (
     AnyModel,
+    as_evaluation,
     as_stream,
     as_teacher,
     named_arguments,
@@ -64,6 +69,8 @@ def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
     curriculum: Curriculum,
     data: Stream | DataLoader[object],
     *,
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | Evaluator | None = None,
+    metric: str | Metric | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),
     trajectory: Trajectory | None = None,
     settings: TrainingSettings = TrainingSettings(),
@@ -76,6 +83,9 @@ def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
         teacher: The finished teacher, its stored targets, or None.
         curriculum: Result of a strategy such as `extraction`.
         data: Training batches as in `distill`.
+        evaluation: Held-out data as in `distill`, of which the labels are checked and a teacher at
+            chance is noted; a function is not called. None checks nothing.
+        metric: The metric by which the run would be judged, or its name; None takes accuracy.
         optimizer: How the weights would move; its state is part of the memory.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision, intervals.
@@ -86,17 +96,27 @@ def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
 
     Raises:
         BindError: If models, curriculum and data do not fit, or an argument is of another kind.
+        DataError: If held-out labels are not those of the metric.
+        SpecError: If there is no metric of the name.
     """
     batches = as_stream(data, seed)
-    check_opening(student, teacher, curriculum, optimizer, settings)
+    held_out = () if evaluation is None else as_evaluation(evaluation, batches)
+    check_opening(student, teacher, curriculum, optimizer, settings, held_out)
+    if evaluation is None and metric is not None:
+        metric_of(metric)
+    source = as_teacher(teacher, trajectory)
     run = bind(
         curriculum,
         student=tapped(student),
-        teacher=as_teacher(teacher, trajectory),
+        teacher=source,
         stream=batches,
         optimizer=optimizer,
         settings=settings,
         seed=seed,
     )
     check_evaluated(settings, run.num_steps)
-    return Plan(name=run.name, stages=run.plans, num_steps=run.num_steps, notes=run.notes)
+    notes = run.notes
+    if evaluation is not None:
+        evaluate = evaluator_of(held_out, settings, metric or ACCURACY, source)
+        notes += teacher_notes(evaluate, source, run)
+    return Plan(name=run.name, stages=run.plans, num_steps=run.num_steps, notes=notes)

@@ -20,6 +20,7 @@ from curricle.curriculum.strategies import build
 from curricle.data.streams import examples_per_epoch
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
 from curricle.metrics import ACCURACY, METRICS, MetricName, is_reached
+from curricle.models.cnn import CNNSpec
 from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.sentence_encoder import SentenceEncoderSpec
@@ -35,7 +36,8 @@ from curricle.training.targets.capture import TargetCompression
 from curricle.values import LONGEST_NAME, Line, Plain, override, parse, plain, read_yaml, value
 
 Model = Annotated[
-    MLPSpec | HuggingFaceSpec | PretrainedSpec | SentenceEncoderSpec, Field(discriminator="kind")
+    MLPSpec | CNNSpec | HuggingFaceSpec | PretrainedSpec | SentenceEncoderSpec,
+    Field(discriminator="kind"),
 ]
 FieldType = TypeVar("FieldType")
 Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]

@@ -32,7 +32,7 @@ from curricle.teachers.trajectory import (
 )
 from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import bind
-from curricle.training.distill import evaluator_of, execute
+from curricle.training.distill import evaluator_of, execute, model_facts, run_facts
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.setup.arguments import (
@@ -67,6 +67,13 @@ class TrainedTeacher:
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, and a note if it ends at chance."""
 
+    def __repr__(self) -> str:
+        """Return model, checkpoints and metrics in a line, without the layers of the model."""
+        steps = self.trajectory.steps
+        checkpoints = f"checkpoints={len(steps)} up to step {steps[-1]:,}" if steps else ""
+        facts = (checkpoints, *run_facts(self.metrics, self.usage, self.notes))
+        return f"TrainedTeacher(model={model_facts(self.model)}, {', '.join(filter(None, facts))})"
+
 
 @named_arguments
 @standard_state()
@@ -75,7 +82,7 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
     data: Stream | DataLoader[object],
     *,
     total: Duration | str,
-    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | Evaluator,
     output_dir: str | Path,
     checkpoints: int = CHECKPOINTS,
     loss: LabelLossName = "cross_entropy",
@@ -95,7 +102,7 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
         model: The model that becomes the teacher; trained in place.
         data: Training batches with labels, or a `DataLoader`, as in `distill`.
         total: Length of the training, as `'3 epochs'` or `'2k steps'`.
-        evaluation: Held-out batches, a `DataLoader` or a function, as in `distill`.
+        evaluation: Held-out batches, a `DataLoader`, a stream or a function, as in `distill`.
         output_dir: Run folder, with the checkpoints in `trajectory`.
         checkpoints: Number of checkpoints, equally spaced; the last is the end of the training.
         loss: Loss against the labels; see `LabelLoss`.

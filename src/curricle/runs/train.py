@@ -390,7 +390,15 @@ def _bound(
         )
 
     limit = require_field(spec.budget, "budget", "distill")
-    return bind_within(limit, curriculum, bound, name=student.name, length=length)
+    goal = spec.goal
+    return bind_within(
+        limit,
+        curriculum,
+        bound,
+        name=student.name,
+        length=length,
+        has_goal=goal.number is not None or goal.final_of is not None,
+    )
 
 
 def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:

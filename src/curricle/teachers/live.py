@@ -218,9 +218,11 @@ def _aligned(name: str, states: Tensor, batch: Batch) -> Tensor:
             f"{name!r} of the teacher must have the axes example and position to be aligned; got "
             f"shape {tuple(states.shape[:-1])}"
         )
-    # Out of range, a GPU would fail in an assertion and stay unusable; there only shapes are read.
-    if alignment.is_cpu and alignment.numel():
-        lowest, highest = map(int, alignment.aminmax())
+    # Out of range, a GPU would fail in an assertion and stay unusable. Of a batch that was made
+    # there only shapes are read.
+    readable = batch.readable.alignment
+    if readable is not None and readable.is_cpu and readable.numel():
+        lowest, highest = map(int, readable.aminmax())
         if lowest < 0 or highest >= states.shape[1]:
             raise DataError(
                 f"'alignment' must lie between 0 and {states.shape[1] - 1}, the last position of "

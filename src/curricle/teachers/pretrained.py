@@ -17,7 +17,7 @@ import safetensors
 from torch import nn
 
 from curricle import seeding
-from curricle.errors import CheckpointError, reason
+from curricle.errors import CheckpointError, short_reason
 from curricle.files import is_plain_name
 from curricle.models.peft_adapters import base_of
 from curricle.models.weights import shapes
@@ -28,8 +28,6 @@ ADAPTER = "adapter_model.safetensors"
 PICKLE = "pytorch_model"
 LOADER = "from_pretrained"
 """Class method of transformers' models that reads a folder."""
-LONGEST_REASON = 200
-"""Characters of an error of transformers in a message."""
 
 
 def pretrained_files(folder: Path) -> list[Path]:
@@ -147,7 +145,7 @@ def _load_copy(module: nn.Module, folder: Path) -> nn.Module:
             )
     except Exception as error:
         # The errors of model families for an unsuitable folder have no common base class.
-        cause = " ".join(reason(error).split())[:LONGEST_REASON]
+        cause = short_reason(error)
         raise CheckpointError(
             f"{str(folder)!r} must hold weights of {type(module).__name__}; loading failed: {cause}"
         ) from error

@@ -88,9 +88,42 @@ class Result:
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, such as the output taken as
     the logits, frozen weights, or a teacher or student at chance."""
-    best_step: int = 0
+    best_step: int | None = None
     """Steps after which the student had the weights that it ends with, if `keep_best` chose them;
-    else 0."""
+    else None."""
+
+    def __repr__(self) -> str:
+        """Return model and metrics in a line, without the layers of the model."""
+        best = () if self.best_step is None else (f"best_step={self.best_step}",)
+        facts = run_facts(self.metrics, self.usage, self.notes)
+        return f"Result(student={model_facts(self.student)}, {', '.join((*facts, *best))})"
+
+
+def model_facts(model: nn.Module) -> str:
+    """Return the class of a model and its number of parameters.
+
+    Args:
+        model: The model.
+    """
+    count = sum(weight.numel() for weight in model.parameters())
+    return f"<{type(model).__name__}, {count:,} parameters>"
+
+
+def run_facts(metrics: Mapping[str, float], usage: Usage, notes: Sequence[str]) -> tuple[str, ...]:
+    """Return the facts that results of runs show in one line.
+
+    Args:
+        metrics: Metrics at the end.
+        usage: Usage of the run.
+        notes: Decisions made by default, of which the number is shown.
+    """
+    numbers = ", ".join(f"{name!r}: {number:.4g}" for name, number in metrics.items())
+    return (
+        f"metrics={{{numbers}}}",
+        f"steps={usage.steps:,}",
+        f"seconds={usage.seconds:.1f}",
+        *((f"notes={len(notes)}",) if notes else ()),
+    )
 
 
 @standard_state()
@@ -160,7 +193,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     curriculum: Curriculum,
     data: Stream | DataLoader[object],
     *,
-    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | Evaluator,
     metric: str | Metric = ACCURACY,
     better: Direction | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),
@@ -182,10 +215,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         curriculum: Result of a strategy such as `extraction`.
         data: Training batches, or a `DataLoader`, which is read by `curricle.stream(data,
             seed=seed)`; call it yourself for `next_token` and `positions`.
-        evaluation: Held-out batches with labels, a `DataLoader` of them, which is read once, or a
-            function from the model to metrics. The
-            metric by which the run is judged must be finite; of the others, records and the result
-            hold those that are.
+        evaluation: Held-out batches with labels, a `DataLoader` or a stream of them, of which an
+            epoch is read once, or a function from the model to metrics. The metric by which the
+            run is judged must be finite; of the others, records and the result hold those that are.
         metric: The metric by which the run is judged, or its name. Batches are evaluated by it and
             by the usual metrics of their labels; a function must give it.
         better: Which values of the metric are better. None takes the direction of a built-in metric
@@ -255,7 +287,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         metrics=end.metrics,
         usage=end.usage,
         notes=(*run.notes, *notes, *((AT_CHANCE,) if at_chance else ())),
-        best_step=end.best_step,
+        best_step=end.best_step if end.best_metric else None,
     )
 
 

@@ -133,6 +133,22 @@ def test_a_duration_prints_as_the_text_it_is_read_from() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "number", "unit", "divisor"),
+    [
+        (".5 epochs", 1, "epochs", 2),
+        ("0.5 epoch", 1, "epochs", 2),
+        ("1e4 steps", 10_000, "steps", 1),
+        ("2.5e+5 examples", 250_000, "examples", 1),
+        ("3. epochs", 3, "epochs", 1),
+    ],
+)
+def test_numbers_are_read_as_python_writes_them(
+    text: str, number: int, unit: Unit, divisor: int
+) -> None:
+    assert duration(text) == Duration(number=number, unit=unit, divisor=divisor)
+
+
+@pytest.mark.parametrize(
     ("length", "text"),
     [
         (Fraction(3, 4), "0.75 epochs"),

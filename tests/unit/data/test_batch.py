@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricle.data.batch import Batch, Rows, concatenate
+from curricle.data.batch import Batch, Rows
+from curricle.data.blocks import concatenate
 from curricle.data.streams import Stream
 from curricle.errors import DataError
 

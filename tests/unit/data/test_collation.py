@@ -256,6 +256,12 @@ IDS = torch.ones(2, 3).long()
 HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
 
 
+TEXTS = (
+    r"; texts are read by the 'collate_fn' of the DataLoader: .*TextCollator\(tokenizer\), .*; "
+    r"curricle.text_stream makes next-token data of texts$"
+)
+
+
 @pytest.mark.parametrize(
     ("item", "next_token", "sentence"),
     [
@@ -263,7 +269,15 @@ HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
         ((IDS, IDS, IDS), False, r"must be a Batch, inputs, .*; got tuple"),
         ({}, False, r"must be a Batch, inputs, .*; got dict"),
         ({"input_ids": IDS, "name": "a"}, False, "'name' must be a tensor .*; got str"),
-        ((IDS, [1, 2]), False, "'labels' must be a tensor; got list"),
+        ((IDS, [1, 2]), False, r"'labels' must be a tensor; got list; torch.tensor\(...\) makes"),
+        ((IDS, HOT.numpy()), False, r"got ndarray; torch.as_tensor\(...\) makes one$"),
+        (["a", "b", "c"], False, TEXTS),
+        (("a", "b"), False, TEXTS),
+        ([("a", "b", "c"), IDS[0]], False, TEXTS),
+        ({"text": ["a", "b"], "label": IDS[0]}, False, "'text' must be a tensor .*" + TEXTS),
+        ([{"text": "a"}] * 3, False, TEXTS),
+        ([{"input_ids": IDS[0]}] * 3, False, "these are rows, of which torch.utils.data.default_"),
+        ({"input_ids": [[1], [2, 3]]}, False, r"WithPadding\(tokenizer\) pads token ids$"),
         (
             ({"input_ids": IDS}, IDS[:, :1]),
             False,
@@ -286,7 +300,11 @@ HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
         ((IDS, torch.tensor(1)), False, r"one an example or .*; got shape \(\)"),
         ((IDS, torch.tensor([1, -100])), False, "of whole examples cannot be ignored; got -100"),
         ((IDS, torch.tensor([1, 0])), True, "'next_token' must find labels .*; got one an exa"),
-        (IDS, True, "'next_token' must find labels of every position; got none"),
+        (
+            {"pixel_values": torch.zeros(2, 3)},
+            True,
+            "'next_token' must find labels of every position, or token ids .*; got none",
+        ),
         (Batch(inputs=IDS), True, "'next_token' has no effect on a `Batch`"),
         (
             {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 3, 3)},
@@ -350,6 +368,13 @@ def test_labels_give_the_positions_that_inputs_do_not_have(shape: tuple[int, ...
 def test_a_mask_is_not_to_blame_for_the_form_of_the_labels(wrong: Tensor, words: str) -> None:
     item = {"values": torch.zeros(2, 9), "attention_mask": torch.ones(2, 9), "labels": wrong}
     with pytest.raises(DataError, match=rf"must have the positions of 'labels', {words}"):
+        of_item(item)
+
+
+@pytest.mark.parametrize("name", ["input_values", "input_features"])
+def test_transcripts_of_sound_are_refused_with_the_objective_that_works(name: str) -> None:
+    item = {name: torch.zeros(2, 9), "attention_mask": torch.ones(2, 9), "labels": TARGET}
+    with pytest.raises(DataError, match=r"; transcripts, as CTC .* MatchLogits matches"):
         of_item(item)
 
 

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 import curricle
 from curricle.errors import BindError, DataError
 from curricle.integrations.sentence_transformers import TextCollator
-from curricle.integrations.sentence_transformers.text_collator import aligned_positions
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]"]
 WORDS = [f"w{number}" for number in range(10)]
@@ -151,12 +150,6 @@ def test_a_pooling_without_its_prompt_is_refused() -> None:
     with pytest.raises(BindError, match=r"^'teacher' must pool .* prompt 'query' with the others;"):
         TextCollator(Model(), teacher=Model("w7 ", include_prompt=False))
     TextCollator(Model(include_prompt=False))
-
-
-def test_the_last_of_several_tokens_with_one_end_counts() -> None:
-    student = torch.tensor([[0, 2, 4, 4, 7, 0]])
-    teacher = torch.tensor([[2, 4, 4, 6, 0]])
-    assert aligned_positions(student, teacher).tolist() == [[-1, 0, -1, 2, -1, -1]]
 
 
 @pytest.mark.parametrize(

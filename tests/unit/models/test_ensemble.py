@@ -1,5 +1,6 @@
 """Several teachers as one module."""
 
+import inspect
 import math
 
 import pytest
@@ -75,6 +76,9 @@ def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
 
 
 def test_no_members_and_other_classes_are_refused() -> None:
+    with pytest.raises(BindError, match=r"'members' must be torch.nn.Module; got 'str'; a folder"):
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(curricle.Ensemble.__init__)(nn.Module.__new__(curricle.Ensemble), ["bert"])
     with pytest.raises(BindError, match="at least one teacher"):
         curricle.Ensemble([])
     with pytest.raises(BindError, match=r"equal shape; got \[\(2, 2\), \(2, 3\)\]"):

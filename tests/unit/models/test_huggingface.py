@@ -274,3 +274,15 @@ def test_a_damaged_configuration_is_one_sentence(tmp_path: Path, content: str) -
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"must hold a model with head 'masked_lm'; transf"):
         build(PretrainedSpec(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_looking_for_the_blocks_leaves_no_hooks(family: str) -> None:
+    """A block with a hook inside would not be compiled."""
+    head: Any = "masked_lm" if family == "bert" else "causal_lm"
+    module = build(HuggingFaceSpec(model_type=family, head=head, config=TINY)).module.eval()
+    assert not any(part._forward_hooks for part in module.modules())
+    ids = torch.tensor([[1, 2, 3]])
+    for _ in range(2):
+        output = module(input_ids=ids, output_hidden_states=True)
+        assert len(output.hidden_states) == TINY["num_hidden_layers"] + 1

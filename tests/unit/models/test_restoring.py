@@ -8,6 +8,7 @@ from curricle import seeding
 from curricle.models.restoring import (
     buffers_kept,
     frozen_but,
+    hooks_kept,
     looked_at,
     mode_notes,
     modes_kept,
@@ -127,3 +128,13 @@ def test_the_note_of_frozen_parts_names_the_first_and_changes_no_mode() -> None:
     assert next(mode_notes(module)).startswith("2 submodules of the student stay in evaluation")
     assert "'1' is the first" in next(mode_notes(module))
     assert modes_of(module) == before
+
+
+def test_hooks_of_a_pass_are_removed_and_those_before_it_stay(module: nn.Sequential) -> None:
+    calls: list[str] = []
+    module[0].register_forward_hook(lambda *_: calls.append("before"))
+    with hooks_kept(module):
+        module[0].register_forward_hook(lambda *_: calls.append("inside"))
+        module[3].register_forward_hook(lambda *_: calls.append("inside"), with_kwargs=True)
+    module.eval()(torch.ones(5, 3))
+    assert calls == ["before"]

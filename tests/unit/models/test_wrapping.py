@@ -327,7 +327,7 @@ def test_a_wrong_path_is_refused() -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(BindError, match=r"^'model' must be a torch.nn.Module.*got 'str' .*targets"):
+    with pytest.raises(BindError, match=r"^'model' must be a torch.nn.Mod.*got 'str'; .*targets"):
         # The shape checks of the tests would refuse it first.
         inspect.unwrap(tapped)("runs/targets")
 

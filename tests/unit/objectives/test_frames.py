@@ -17,6 +17,7 @@ from curricle.objectives.base import Sample
 from curricle.objectives.frames import FrameCounter, counter_of_states, frame_counter
 from curricle.objectives.projections import Identity
 from curricle.records import StepRecord
+from curricle.training.setup.placement import SingleDevice
 from tests.contracts.test_families import WAV2VEC2
 from tests.parts import Listed, drawn
 
@@ -52,6 +53,15 @@ def test_the_mask_of_frames_is_that_of_the_model() -> None:
     assert 0 < int(valid.sum()) < valid.numel()
 
 
+def test_frames_of_a_batch_that_was_moved_are_counted_on_the_cpu() -> None:
+    batch, frames = sound(), counter(wav2vec2(0))
+    expected, found = frames.batch(batch), frames.batch(SingleDevice("meta").part_of(batch))
+    assert found.valid is not None
+    assert found.valid.is_meta
+    assert found.positions == expected.positions
+    assert found.num_tokens == expected.num_tokens
+
+
 @pytest.mark.parametrize("reading", ["positions", "pooled"])
 def test_frames_of_padding_do_not_count_in_the_loss(reading: Any) -> None:
     student, teacher, batch = wav2vec2(0), wav2vec2(1), sound()
@@ -78,6 +88,44 @@ def test_frames_of_padding_do_not_count_in_the_loss(reading: Any) -> None:
         Listed(batch), evaluation=lambda _: {"accuracy": 0.0}, observers=[records.append],
         settings=curricle.TrainingSettings(
             device="cpu", log_every=1, gradient_accumulation_steps=3
+        ),
+    )  # fmt: skip
+    (loss,) = [record.loss for record in records if isinstance(record, StepRecord)]
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def recognizer(seed: int) -> Any:
+    config = hf.Wav2Vec2Config(**WAV2VEC2, feat_extract_norm="layer")
+    with seeding.scoped(seed, "test model"):
+        return hf.Wav2Vec2ForCTC(config).eval()
+
+
+@pytest.mark.parametrize("fields", [{}, {"chunk": 4}, {"output": "logits"}], ids=str)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_logits_of_ctc_are_matched_at_the_frames_with_sound(
+    fields: dict[str, Any], parts: int
+) -> None:
+    student, teacher, batch = recognizer(0), recognizer(1), sound()
+    with torch.no_grad():
+        logs = [
+            model(**named(batch.inputs)).logits.log_softmax(-1)
+            for model in (student.train(), teacher)
+        ]
+    valid = counter(student).batch(batch).valid
+    assert valid is not None
+    assert logs[0].shape[:2] == valid.shape
+    divergence = (logs[1].exp() * (logs[1] - logs[0])).sum(-1)
+    expected = divergence[valid].mean().item()
+    head = "lm_head" if "chunk" in fields else None
+    # Frames of padding have another mean.
+    assert expected != pytest.approx(divergence.mean().item(), rel=1e-3)
+    records: list[Any] = []
+    curricle.distill(
+        curricle.tapped(student, head=head), curricle.tapped(teacher, head=head),
+        curricle.one_shot(total="1 steps", objective=curricle.MatchLogits(**fields)),
+        Listed(batch), evaluation=lambda _: {"accuracy": 0.0}, observers=[records.append],
+        settings=curricle.TrainingSettings(
+            device="cpu", log_every=1, gradient_accumulation_steps=parts
         ),
     )  # fmt: skip
     (loss,) = [record.loss for record in records if isinstance(record, StepRecord)]

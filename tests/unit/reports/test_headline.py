@@ -18,8 +18,8 @@ def _summary(folder: Path, *, goal: float | None = 0.9, metric: str = "accuracy"
 def test_the_headline_bounds_what_was_not_reached(comparison: Path) -> None:
     # 3000 examples against 600.
     assert headline(_summary(comparison)) == (
-        "extraction reached 90 % accuracy with 600 examples, "
-        "at least 5 times fewer than one_shot (not reached in 3k); 2 to 3 seeds each."
+        "extraction reached 90 % accuracy after 600 ± 497 examples; "
+        "one_shot did not reach it in 3k, at least 5 times as many; 2 to 3 seeds each."
     )
 
 
@@ -27,8 +27,8 @@ def test_the_headline_counts_how_many_times_fewer(tmp_path: Path, write_run: Wri
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 1040: 0.95})
     assert headline(_summary(tmp_path)) == (
-        "extraction reached 90 % accuracy with 400 examples, "
-        "26 times fewer than one_shot (10.4k); 1 seed each, too few to measure noise."
+        "extraction reached 90 % accuracy after 400 examples; "
+        "one_shot needed 10.4k, 26 times as many; 1 seed each, too few to measure noise."
     )
 
 
@@ -36,17 +36,19 @@ def test_a_bound_is_rounded_down(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 30: 0.95})
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 59: 0.6})
     # 590 / 300 = 1.97, and 2 times would claim too much.
-    assert "at least 1.9 times fewer than one_shot" in headline(_summary(tmp_path))
+    assert "one_shot did not reach it in 590, at least 1.9 times as many" in headline(
+        _summary(tmp_path)
+    )
 
 
-def test_the_headline_says_when_the_subject_did_not_win(
+def test_the_headline_begins_with_the_strategy_that_needed_the_fewest_examples(
     tmp_path: Path, write_run: WriteRun
 ) -> None:
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 80: 0.95})
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.95})
     assert headline(_summary(tmp_path)) == (
-        "extraction did not win: one_shot reached 90 % accuracy with 400 examples, "
-        "2 times fewer than extraction (800); 1 seed each, too few to measure noise."
+        "one_shot reached 90 % accuracy after 400 examples; "
+        "extraction needed 800, 2 times as many; 1 seed each, too few to measure noise."
     )
 
 
@@ -54,9 +56,8 @@ def test_a_rival_that_stopped_early_proves_nothing(tmp_path: Path, write_run: Wr
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 80: 0.95})
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.6}, finished=False)
     assert headline(_summary(tmp_path)) == (
-        "extraction reached 90 % accuracy with 800 examples, undecided against "
-        "one_shot (not reached in 400 so far); 1 seed each, too few to measure noise, "
-        "1 of 2 runs incomplete."
+        "extraction reached 90 % accuracy after 800 examples; one_shot did not reach it in 400 so "
+        "far, too few to compare; 1 seed each, too few to measure noise, 1 of 2 runs incomplete."
     )
 
 
@@ -69,8 +70,8 @@ def test_the_headline_tells_of_overlapping_seeds_and_partial_success(
     write_run(students / "one_shot/seed-2", {20: 0.5, 300: 0.95}, seed=2)
     line = headline(_summary(comparison))
     # Logarithms of 400, 600, 800 and of 700, 900: far inside the interval of two and three seeds.
-    assert "no difference measurable from progressive (600 ± 497 against 800 ± 1.27k)" in line
-    assert "one_shot (reached by 1/3 seeds, 3k on average)" in line
+    assert "progressive needed 800 ± 1.27k against 600 ± 497, no measurable difference" in line
+    assert "one_shot reached it with 1 of 3 seeds, 3k on average" in line
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_equal_costs_are_told_together(
         write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, 40: 0.95})
     write_run(tmp_path / "students/slow/seed-0", {20: 0.5, 80: 0.95})
     assert headline(_summary(tmp_path)) == (
-        f"{told} reached 90 % accuracy with 400 examples each, 2 times fewer than slow (800); "
+        f"{told} reached 90 % accuracy after 400 examples each; slow needed 800, 2 times as many; "
         f"1 seed each, too few to measure noise."
     )
 
@@ -100,7 +101,7 @@ def test_equal_means_over_seeds_are_told_together(tmp_path: Path, write_run: Wri
         write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
     line = headline(_summary(tmp_path))
     assert line == (
-        "extraction and one_shot reached 90 % accuracy with 500 examples each; 3 seeds each."
+        "extraction and one_shot reached 90 % accuracy after 500 ± 248 examples each; 3 seeds each."
     )
 
 
@@ -115,7 +116,7 @@ def test_of_equal_costs_the_one_that_is_cheaper_otherwise_is_named(
             text = records.read_text().replace('"teacher_flops": 12000,', '"teacher_flops": 0,')
             edit_records(records, text)
     line = headline(_summary(tmp_path))
-    assert f"with 400 examples each; but fewer total FLOPs by {cheap} (4k against 16k)" in line
+    assert f"after 400 examples each; {cheap} needed fewer total FLOPs, 4k against 16k" in line
 
 
 def test_two_that_are_equally_cheap_otherwise_are_both_named(
@@ -128,7 +129,7 @@ def test_two_that_are_equally_cheap_otherwise_are_both_named(
         free = records.read_text().replace('"teacher_flops": 15000,', '"teacher_flops": 0,')
         edit_records(records, free)
     line = headline(_summary(tmp_path))
-    assert "; but fewer total FLOPs by a and b (5k against 16k)" in line
+    assert "; a and b needed fewer total FLOPs, 5k against 16k" in line
 
 
 def test_a_tie_with_the_strategy_that_set_the_target_keeps_its_shares(
@@ -137,8 +138,9 @@ def test_a_tie_with_the_strategy_that_set_the_target_keeps_its_shares(
     for method, step in (("extraction", 40), ("progressive", 40), ("one_shot", 80)):
         write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, step: 0.95})
     assert headline(summarize(load_runs([tmp_path]), goal_of="one_shot")).startswith(
-        "extraction reached one_shot's final accuracy (95.00 %) in 0.5 of its seconds and 0.5 of "
-        "its total FLOPs, with 400 examples, as many as progressive, 2 times fewer than one_shot"
+        "extraction reached one_shot's final accuracy (95.00 %) after 400 examples, with 0.5 of "
+        "the seconds and 0.5 of the total FLOPs of one_shot; progressive needed as many; one_shot "
+        "needed 800, 2 times as many; "
     )
 
 
@@ -149,12 +151,12 @@ def test_the_headline_names_who_was_cheaper_otherwise(tmp_path: Path, write_run:
     # Without a teacher: 50 steps take 5k FLOPs in all, and 40 with one took 16k.
     free = records.read_text().replace('"teacher_flops": 15000,', '"teacher_flops": 0,')
     edit_records(records, free)
-    assert "; but fewer total FLOPs by from_labels (5k against 16k)" in headline(_summary(tmp_path))
+    assert "; from_labels needed fewer total FLOPs, 5k against 16k" in headline(_summary(tmp_path))
 
 
 def test_the_headline_says_when_nobody_got_there(comparison: Path) -> None:
     assert headline(_summary(comparison, goal=0.999)) == (
-        "no strategy reached 99.9 % accuracy on every seed; no difference measurable in final "
+        "no strategy reached 99.9 % accuracy on every seed; no measurable difference in final "
         "accuracy: extraction 96.00 ± 2.48 %, one_shot 65.00 % (2 seeds: 60.00, 70.00 %); "
         "2 to 3 seeds each."
     )
@@ -163,14 +165,15 @@ def test_the_headline_says_when_nobody_got_there(comparison: Path) -> None:
 def test_the_headline_says_when_no_target_was_set(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path, {10: 0.5, 20: 0.95})
     assert headline(_summary(tmp_path, goal=None)) == (
-        "no goal was set; final accuracy 95.00 % (extraction); 1 seed each."
+        "extraction has a final accuracy of 95.00 %; no goal was set, so costs are not compared; "
+        "1 seed each."
     )
 
 
 def test_the_headline_says_when_no_run_is_complete(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path, {10: 0.5}, finished=False)
     assert headline(_summary(tmp_path)) == (
-        "no strategy reached 90 % accuracy on every seed, and no run is complete; "
+        "no strategy reached 90 % accuracy on every seed; no run is complete; "
         "1 seed each, 1 of 1 runs incomplete."
     )
 
@@ -183,7 +186,7 @@ def test_the_best_error_is_the_lowest(tmp_path: Path, write_run: WriteRun, metri
     for method, final in (("a", 0.1), ("b", 0.9)):
         write_run(tmp_path / f"students/{method}/seed-0", {10: 1.5, 20: final}, metric=metric)
     summary = _summary(tmp_path, goal=None, metric=metric)
-    assert f"best final {metric} 0.1 (a)" in headline(summary)
+    assert f"a has the best final {metric.replace('_', ' ')}, 0.1" in headline(summary)
 
 
 @pytest.mark.parametrize("metric", ["xyz", "neg_mse", "score", "f1_drop"])
@@ -198,22 +201,24 @@ def test_a_metric_without_a_known_direction_has_no_best(
     assert "0.1" not in line
 
 
-@pytest.mark.parametrize(("better", "best"), [("lower", "0.1 (a)"), ("higher", "0.9 (b)")])
+@pytest.mark.parametrize(("better", "best"), [("lower", ("a", "0.1")), ("higher", ("b", "0.9"))])
 def test_a_declared_direction_decides_over_the_name(
-    tmp_path: Path, write_run: WriteRun, better: str, best: str
+    tmp_path: Path, write_run: WriteRun, better: str, best: tuple[str, str]
 ) -> None:
     for metric in ("xyz", "loss"):
         for method, final in (("a", 0.1), ("b", 0.9)):
             folder = tmp_path / f"{metric}/students/{method}/seed-0"
             write_run(folder, {20: final}, metric=metric, better=better)
         line = headline(_summary(tmp_path / metric, goal=None, metric=metric))
-        assert f"best final {metric} {best}" in line
+        assert f"{best[0]} has the best final {metric}, {best[1]}" in line
 
 
 def test_a_tie_is_equal_and_not_best(tmp_path: Path, write_run: WriteRun) -> None:
     for method in ("b", "a"):
         write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5}, method=method)
-    assert "equal final accuracy 50.00 % (a, b)" in headline(_summary(tmp_path, goal=None))
+    line = headline(_summary(tmp_path, goal=None))
+    assert line.startswith("a and b have the same final accuracy, 50.00 %; ")
+    assert "best" not in line
 
 
 def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: WriteRun) -> None:
@@ -225,7 +230,8 @@ def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: Writ
             edit_records(records, text)
     line = headline(_summary(tmp_path))
     # 28 and 14 against 18 and 22 seconds.
-    assert "; but no difference measurable in seconds from one_shot (21 ± 88.9 against 20" in line
+    sentence = "; no measurable difference in seconds between extraction and one_shot, 21 ± 88.9 "
+    assert sentence + "against 20" in line
     assert "fewer" not in line
 
 
@@ -234,8 +240,9 @@ def test_a_loss_inside_the_noise_is_no_defeat(tmp_path: Path, write_run: WriteRu
         write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
         write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
     line = headline(_summary(tmp_path))
-    assert line.startswith("one_shot reached 90 % accuracy with 550 examples, no difference")
-    assert "win" not in line
+    assert line.startswith("one_shot reached 90 % accuracy after 550 ± 635 examples; extraction")
+    assert "no measurable difference; 2 seeds each" in line
+    assert "as many" not in line
 
 
 def test_a_bound_inside_the_noise_is_undecided(tmp_path: Path, write_run: WriteRun) -> None:
@@ -243,7 +250,8 @@ def test_a_bound_inside_the_noise_is_undecided(tmp_path: Path, write_run: WriteR
         write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
         write_run(tmp_path / f"students/one_shot/seed-{seed}", {60: 0.5}, seed=seed)
     # 500 on average against 600, but 100 and 900 alone.
-    assert "undecided against one_shot (not reached in 600)" in headline(_summary(tmp_path))
+    sentence = "one_shot did not reach it in 600, no measurable difference"
+    assert sentence in headline(_summary(tmp_path))
 
 
 def test_of_many_strategies_the_first_are_named(tmp_path: Path, write_run: WriteRun) -> None:
@@ -252,7 +260,7 @@ def test_of_many_strategies_the_first_are_named(tmp_path: Path, write_run: Write
     line = headline(_summary(tmp_path))
     assert "s06" in line
     assert "s07" not in line
-    assert ", and 3 more in the table; 1 seed each" in line
+    assert "; and 3 more in the table; 1 seed each" in line
 
 
 def test_the_headline_tells_the_share_of_the_cost_of_the_strategy_that_set_the_target(
@@ -260,8 +268,9 @@ def test_the_headline_tells_the_share_of_the_cost_of_the_strategy_that_set_the_t
 ) -> None:
     # 30 of 150 seconds, 24k of 120k FLOPs, 600 of 3,000 examples.
     assert headline(summarize(load_runs([comparison]), goal_of="one_shot")) == (
-        "extraction reached one_shot's final accuracy (65.00 %) in 0.2 of its seconds and 0.2 of "
-        "its total FLOPs, with 600 examples, 5 times fewer than one_shot (3k); 2 to 3 seeds each."
+        "extraction reached one_shot's final accuracy (65.00 %) after 600 ± 497 examples, with 0.2 "
+        "of the seconds and 0.2 of the total FLOPs of one_shot; one_shot needed 3k ± 0, 5 times as "
+        "many; 2 to 3 seeds each."
     )
 
 
@@ -272,7 +281,10 @@ def test_a_share_above_one_is_told_in_times(tmp_path: Path, write_run: WriteRun)
     edit_records(records, records.read_text().replace('"seconds": 25.0', '"seconds": 8.0'))
     line = headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
     # 20 seconds against 8; 16k FLOPs against 20k.
-    assert "in 2.5 times its seconds and 0.8 of its total FLOPs, with 400 examples" in line
+    sentence = (
+        "after 400 examples, with 2.5 times the seconds and 0.8 of the total FLOPs of one_shot"
+    )
+    assert sentence in line
 
 
 def test_a_strategy_that_sets_the_target_and_leads_has_no_share_of_itself(
@@ -280,8 +292,8 @@ def test_a_strategy_that_sets_the_target_and_leads_has_no_share_of_itself(
 ) -> None:
     # The mean final value of extraction is 0.96, which one_shot never reached.
     assert headline(summarize(load_runs([comparison]), goal_of="extraction")) == (
-        "extraction reached extraction's final accuracy (96.00 %) with 1k examples, "
-        "at least 3 times fewer than one_shot (not reached in 3k); 2 to 3 seeds each."
+        "extraction reached extraction's final accuracy (96.00 %) after 1k ± 0 examples; "
+        "one_shot did not reach it in 3k, at least 3 times as many; 2 to 3 seeds each."
     )
 
 
@@ -308,4 +320,5 @@ def test_an_equal_cost_is_no_share_of_one(tmp_path: Path, write_run: WriteRun) -
     for method in ("extraction", "one_shot"):
         write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5}, method=method)
     line = headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
-    assert "in 1 of its" not in line
+    assert "with 1 of the" not in line
+    assert ", with the same seconds and the same total FLOPs of one_shot; " in line

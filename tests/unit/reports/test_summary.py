@@ -251,14 +251,19 @@ def test_a_run_whose_task_has_no_name_may_be_beside_another(
 def test_notes_of_runs_are_kept_once(tmp_path: Path, write_run: WriteRun) -> None:
     for method in ("a", "b"):
         for seed in range(2):
-            notes = ("logits are the first output", f"{method} alone")
+            notes = ("logits are the first output", f"{method} alone", "data: examples")
             folder = tmp_path / f"students/{method}/seed-{seed}"
             write_run(folder, {10: 0.5}, seed=seed, notes=notes)
     summary = summarize(load_runs([tmp_path]))
-    assert summary.methods["a"].notes == ("logits are the first output", "a alone")
+    assert summary.methods["a"].notes == (
+        "logits are the first output",
+        "a alone",
+        "data: examples",
+    )
     assert summary.notes == (
-        "a, b: logits are the first output",
+        "all strategies: logits are the first output",
         "a: a alone",
+        "data: examples",
         "b: b alone",
     )
 

@@ -83,13 +83,20 @@ EXTRACTION = {
         ("4T flops", 4e12, "flops"),
         ("3G flops", 3e9, "flops"),
         (" 0.5  seconds ", 0.5, "seconds"),
+        (".5 epoch", 0.5, "epochs"),
+        ("1/3 epochs", 1 / 3, "epochs"),
     ],
 )
 def test_a_budget_is_read_from_text(text: str, number: float, unit: str) -> None:
     assert parse(AnyBudget, text) == Budget(number=number, unit=unit)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["ten steps", "steps", "", "1 2 steps"])
+def test_a_fraction_of_an_epoch_is_an_exact_length() -> None:
+    limit: Budget = parse(AnyBudget, "1/3 epochs")
+    assert limit.duration() == Duration(number=1, unit="epochs", divisor=3)
+
+
+@pytest.mark.parametrize("text", ["1/2 steps", "1/0 epochs", "ten steps", "steps", "", "1 2 steps"])
 def test_a_text_that_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(
         SpecError, match=r"a budget must read like '1500 steps', '2.5M examples'|input should be"

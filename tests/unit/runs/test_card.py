@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from curricle.extras import package_version
 from curricle.records import EndRecord, Record, RunRecord, StagePlan, StageRecord, Usage
 from curricle.runs.card import Card, model_card, stage_lengths
 
@@ -134,6 +135,21 @@ def test_the_papers_of_the_method_are_cited(method: str, teacher: int, papers: s
     assert {key for key in known if f"{{{key}," in text} == papers
     assert "@software{curricle," in text
     assert "version={0.1.0}" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "entry"),
+    [
+        ({"records": ()}, f"version={{{package_version()}}}"),
+        ({"records": records(run(versions={}))}, None),
+        ({"records": records(run(versions={"curricle": "unknown"}))}, None),
+    ],
+)
+def test_a_version_is_cited_only_if_it_is_known(fields: Any, entry: str | None) -> None:
+    text = model_card(card(**fields))
+    assert "@software{curricle," in text
+    assert ("version={" in text) == (entry is not None)
+    assert entry is None or entry in text
 
 
 def test_a_student_without_teacher_is_not_called_distilled() -> None:

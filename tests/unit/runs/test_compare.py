@@ -205,6 +205,20 @@ def test_the_text_holds_the_table_and_the_verdict() -> None:
     assert text.splitlines()[-1]
 
 
+@pytest.mark.parametrize(("every", "is_noted"), [(12, True), (11, False)])
+def test_a_goal_that_is_noticed_at_the_end_alone_is_noted(every: int, *, is_noted: bool) -> None:
+    settings = TrainingSettings(device="cpu", eval_every=every)
+    summary = compared(seeds=(0,), goal=0.5, settings=settings).summary
+    notes = [note for note in summary.notes if note.startswith("goal: ")]
+    sentence = (
+        "goal: the metric is evaluated at the end alone, since 'eval_every' is 12 and the run has "
+        "12 steps; a smaller 'eval_every' shows when the goal is reached"
+    )
+    assert notes == ([sentence] if is_noted else [])
+    without = compared(seeds=(0,), settings=settings).summary
+    assert not [note for note in without.notes if note.startswith("goal: ")]
+
+
 def test_a_mistake_in_the_last_strategy_shows_before_the_first_is_trained() -> None:
     trained: list[str] = []
     with pytest.raises(BindError, match=r"'wrong': .*tap"):

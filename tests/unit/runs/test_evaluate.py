@@ -100,7 +100,8 @@ def test_the_table_and_the_json_hold_the_numbers() -> None:
 
 def test_no_batches_are_refused() -> None:
     with pytest.raises(
-        BindError, match=r"'evaluation' must be a DataLoader or a sequence of curricle\.Batch"
+        BindError,
+        match=r"'evaluation' must be a DataLoader, a stream or a sequence of curricle\.Batch",
     ):
         curricle.evaluate(Constant(0.0, 1.0), [])
 

@@ -1,6 +1,8 @@
 """Exported folders are loaded by others; a run leaves one of each Hugging Face model."""
 
+import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,10 +17,21 @@ from transformers import BertConfig, BertModel
 import curricle
 from curricle import seeding
 from curricle.errors import BindError, CheckpointError
+from curricle.metrics import METRICS
 from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.weights import weights_digest
+from curricle.records import RunRecord
 from curricle.runs import export as export_module
-from curricle.runs.export import EXPORT, base_name, check_layout, write_model
+from curricle.runs.export import (
+    EXPORT,
+    MEANINGS,
+    base_name,
+    check_layout,
+    finished_records,
+    loading_code,
+    output_name,
+    write_model,
+)
 from curricle.runs.onnx_files import OnnxCheck
 from tests.parts import mlp, parity
 
@@ -149,6 +162,75 @@ def test_a_hugging_face_model_is_loaded_by_its_auto_class(tmp_path: Path, kind: 
     assert ("generation_config.json" in files) == (kind == "gpt2")
 
 
+def test_a_pipeline_answers_with_the_names_of_classes(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = language_model("bert").config
+    config.num_labels = 3
+    with seeding.scoped(0, "test model"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    curricle.export(model, tmp_path / "out", class_names=["no", "maybe", "yes"])
+    again = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert again.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    assert again.label2id == {"no": 0, "maybe": 1, "yes": 2}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| class | name |" in card
+    assert "| 1 | maybe |" in card
+    # Those of a teacher, by number.
+    curricle.export(model, tmp_path / "teacher", class_names=again.id2label)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "teacher").id2label == again.id2label
+    # The model is not changed.
+    assert set(model.config.id2label.values()) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    named = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    curricle.export(named, tmp_path / "names")
+    assert "| 2 | yes |" in (tmp_path / "names" / "README.md").read_text()
+    curricle.export(model, tmp_path / "numbers")
+    assert "LABEL" not in (tmp_path / "numbers" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["no"], r"'class_names' must hold one name for each of the 2 classes of Bert.*; got 1"),
+        (["no", "no"], r"'class_names' must be different names; got \['no', 'no'\]"),
+        ("no", r"'class_names' must be a list of texts; got 'no'"),
+        ({0: "no", 2: "so"}, r"'class_names' must number the classes .* got \[0, 2\]"),
+        ([0, 1], r"'class_names' must be a list of texts; got \[0, 1\]"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(tmp_path: Path, names: Any, sentence: str) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(BindError, match=sentence):
+        inspect.unwrap(curricle.export)(language_model("bert"), tmp_path / "out", class_names=names)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_a_plain_module_stand_in_its_card(tmp_path: Path) -> None:
+    curricle.export(linear(), tmp_path / "out", class_names=["cat", "dog"])
+    assert "| 0 | cat |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "spec", "home"),
+    [
+        ("/x/train.py", None, "train"),
+        ("/x/my-script.py", None, "your_module"),
+        (None, None, "your_module"),
+        ("/x/pkg/__main__.py", SimpleNamespace(name="pkg.__main__"), "pkg.__main__"),
+    ],
+)
+def test_a_class_of_a_script_is_imported_from_its_file(
+    monkeypatch: pytest.MonkeyPatch, file: str | None, spec: Any, home: str
+) -> None:
+    main = ModuleType("__main__")
+    main.__file__, main.__spec__ = file, spec
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    kind = type("Net", (nn.Linear,), {"__module__": "__main__"})
+    with seeding.scoped(0, "test model"):
+        code = loading_code(kind(2, 2), "out")
+    assert f"from {home} import Net" in code
+    assert "from __main__" not in code
+
+
 def test_an_object_with_save_pretrained_is_written_as_the_tokenizer(tmp_path: Path) -> None:
     class Tokenizer:
         def save_pretrained(self, save_directory: str) -> None:
@@ -258,10 +340,12 @@ def test_onnx_gets_the_first_examples_of_a_batch(
 ) -> None:
     samples: list[Any] = []
 
-    def write(module: nn.Module, sample: Any, path: Path, *, tolerance: float) -> OnnxCheck:
+    def write(module: nn.Module, sample: Any, path: Path, **options: Any) -> OnnxCheck:
         samples.append(sample)
         path.touch()
-        return OnnxCheck(inputs={}, difference=2e-7, tolerance=tolerance, shapes=((4, 2),))
+        return OnnxCheck(
+            inputs={}, difference=2e-7, tolerance=options["tolerance"], shapes=((4, 2),)
+        )
 
     monkeypatch.setattr(export_module, "check_onnx_packages", lambda: None)
     monkeypatch.setattr(export_module, "write_onnx", write)
@@ -271,6 +355,42 @@ def test_onnx_gets_the_first_examples_of_a_batch(
     assert "model.onnx" in exported.files
     card = (tmp_path / "out" / "README.md").read_text()
     assert "logits of shape 4x2 differ from torch by at most 2.0e-07 (allowed: 1.0e-03)" in card
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("output", ["", "shape"])
+def test_the_onnx_file_has_the_output_that_a_tapped_model_names(
+    tmp_path: Path, output: str
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.color, self.shape = nn.Linear(3, 5), nn.Linear(3, 2)
+
+        def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"color": self.color(inputs), "shape": self.shape(inputs)}
+
+    with seeding.scoped(0, "test model"):
+        model = curricle.tapped(Heads(), output=output)
+    exported = curricle.export(model, tmp_path / "out", onnx=torch.ones(4, 3))
+    assert exported.onnx is not None
+    assert exported.onnx.outputs == ((output,) if output else ("color", "shape"))
+
+
+def test_a_single_tensor_is_named_by_the_metric_of_the_run(tmp_path: Path) -> None:
+    trained(tmp_path / "run")
+    opening = next(iter(finished_records(tmp_path / "run")))
+    assert isinstance(opening, RunRecord)
+    names = [
+        output_name([replace(opening, metric=metric)])
+        for metric in ("accuracy", "pearson", "teacher_cosine")
+    ]
+    assert names == ["logits", "values", "embeddings"]
+    assert output_name([]) == "logits"
+    assert MEANINGS.keys() <= METRICS.keys()
 
 
 def sentence_encoder(**fields: Any) -> SentenceEncoder:

@@ -98,10 +98,12 @@ def test_onnx_is_compared_on_held_out_examples(
     teach(spec)
     samples: list[Any] = []
 
-    def write(_module: object, sample: Any, path: Path, *, tolerance: float) -> OnnxCheck:
+    def write(_module: object, sample: Any, path: Path, **options: Any) -> OnnxCheck:
         samples.append(sample)
         path.touch()
-        return OnnxCheck(inputs={}, difference=0.0, tolerance=tolerance, shapes=((4, 2),))
+        return OnnxCheck(
+            inputs={}, difference=0.0, tolerance=options["tolerance"], shapes=((4, 2),)
+        )
 
     for module in (finished, export_module):
         monkeypatch.setattr(module, "check_onnx_packages", lambda: None)

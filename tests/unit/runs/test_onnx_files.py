@@ -104,6 +104,71 @@ def test_a_pooled_token_is_found_in_any_number_of_texts(tmp_path: Path, runtime:
     assert torch.equal(torch.from_numpy(rows), module(**more))
 
 
+class SeveralOutputs(nn.Module):
+    """Heads of one body in a mapping, or as items of a tuple."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(6, 2 + place) for place in range(len(names))])
+        self.names = names
+
+    def forward(self, inputs: Tensor) -> Any:
+        outputs = [head(inputs) for head in self.heads]
+        return dict(zip(self.names, outputs, strict=True)) if all(self.names) else tuple(outputs)
+
+
+def several(names: tuple[str, ...]) -> SeveralOutputs:
+    with seeding.scoped(0, "test model"):
+        return SeveralOutputs(names)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("names", "declared", "written"),
+    [
+        (("color", "shape"), "shape", {"shape": (1,)}),
+        (("color", "shape"), "", {"color": (0,), "shape": (1,)}),
+        (("", ""), "1", {"output_1": (1,)}),
+        (("", ""), "", {"output_0": (0,), "output_1": (1,)}),
+        (("sentence_embedding", "token_states"), "", {"sentence_embedding": (0,)}),
+        (("logits", "values"), "", {"logits": (0,)}),
+        (("start_logits", "end_logits"), "", {"start_logits": (0,), "end_logits": (1,)}),
+    ],
+)
+def test_outputs_have_the_names_of_torch(
+    tmp_path: Path, runtime: Any, names: tuple[str, ...], declared: str, written: dict[str, Any]
+) -> None:
+    module = several(names)
+    sample = drawn(4, 6)
+    check = write_onnx(
+        module, sample, tmp_path / "m.onnx", names=onnx_files.OutputNames(entry=declared)
+    )
+    assert check.outputs == tuple(written)
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"))
+    assert [entry.name for entry in session.get_outputs()] == list(written)
+    inputs = drawn(7, 6, seed=1)
+    arrays = session.run(None, {"inputs": inputs.numpy()})
+    for array, (place,) in zip(arrays, written.values(), strict=True):
+        assert torch.allclose(torch.from_numpy(array), module.heads[place](inputs), atol=1e-6)
+    assert str(check).startswith(f"{next(iter(written))} of shape 4x")
+    assert all(f" and {name}" in str(check) for name in list(written)[1:])
+
+
+@pytest.mark.integration
+def test_each_output_is_compared(
+    tmp_path: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = onnx_files._run
+
+    def disturbed(*arguments: Any) -> list[Tensor]:
+        first, second = original(*arguments)
+        return [first, second + 0.1]
+
+    monkeypatch.setattr(onnx_files, "_run", disturbed)
+    with pytest.raises(BindError, match=r"color, shape of ONNX Runtime and torch differ by"):
+        write_onnx(several(("color", "shape")), drawn(4, 6), tmp_path / "m.onnx")
+
+
 @pytest.mark.integration
 def test_logits_that_differ_are_refused(
     tmp_path: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch
@@ -111,14 +176,18 @@ def test_logits_that_differ_are_refused(
     module, sample = mlp(5).module, drawn(4, 6)
     original = onnx_files._run
 
-    def disturbed(*arguments: Any) -> Tensor:
-        return original(*arguments) + 0.01
+    def disturbed(*arguments: Any) -> list[Tensor]:
+        return [array + 0.01 for array in original(*arguments)]
 
     monkeypatch.setattr(onnx_files, "_run", disturbed)
     with pytest.raises(BindError, match=r"differ by 1\.0e-02, more than 1\.0e-04; nothing was"):
         write_onnx(module, sample, tmp_path / "model.onnx")
     assert write_onnx(module, sample, tmp_path / "model.onnx", tolerance=0.1).difference > 0.005
-    monkeypatch.setattr(onnx_files, "_run", lambda *arguments: original(*arguments) * torch.nan)
+
+    def undefined(*arguments: Any) -> list[Tensor]:
+        return [array * torch.nan for array in original(*arguments)]
+
+    monkeypatch.setattr(onnx_files, "_run", undefined)
     with pytest.raises(BindError, match="differ by nan"):
         write_onnx(module, sample, tmp_path / "model.onnx", tolerance=1e9)
 
@@ -129,7 +198,7 @@ def test_a_file_that_the_runtime_cannot_run_is_refused() -> None:
             raise OverflowError("too large")
 
     with pytest.raises(BindError, match=r"shapes \[\[4, 6\]\] fail: too large"):
-        onnx_files._run(Session(), drawn(4, 6), {"inputs": ()})
+        onnx_files._run(Session(), drawn(4, 6), {"inputs": ()}, ["logits"])
 
 
 def test_a_single_example_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,4 +229,4 @@ def test_a_smaller_part_follows_the_free_axes_that_the_model_takes() -> None:
     with seeding.scoped(0, "test model"):
         module = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     parts = onnx_files._subsets(module, sample, free)
-    assert [tuple(logits.shape) for _, logits in parts] == [(4, 2), (1, 2)]
+    assert [tuple(outputs["logits"].shape) for _, outputs in parts] == [(4, 2), (1, 2)]

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 import curricle
 from curricle import seeding
-from curricle.errors import BindError
+from curricle.errors import BindError, DataError, SpecError
+from curricle.records import TEACHER_AT_CHANCE
 from curricle.runs.planning import plan
 from tests.parts import mlp, parity
 
@@ -51,6 +52,30 @@ def test_what_surrounds_a_plan_does_not_enter_it() -> None:
     with torch.inference_mode(), torch.device("meta"):
         planned = plan(*parts, DataLoader(rows, batch_size=4))
     assert planned.num_steps == 4
+
+
+def planned(**options: Any) -> curricle.Plan:
+    models = mlp(5).module, mlp(16, seed=1).module
+    return plan(*models, curricle.one_shot(total="4 steps"), parity(), **options)
+
+
+def test_a_plan_checks_held_out_data_and_metric_as_a_run_does() -> None:
+    held_out = [parity(purpose="evaluation").batch(step) for step in range(4)]
+    with seeding.scoped(0, "models"):
+        constant = nn.Linear(6, 2)
+    nn.init.zeros_(constant.weight)
+    parts = mlp(5).module, constant, curricle.one_shot(total="4 steps"), parity()
+    notes = plan(*parts, evaluation=held_out, metric="nll").notes
+    assert TEACHER_AT_CHANCE in notes
+    assert TEACHER_AT_CHANCE not in plan(*parts).notes
+    assert TEACHER_AT_CHANCE not in plan(*parts, evaluation=lambda _: {"own": 1.0}).notes
+    for options in ({}, {"evaluation": held_out}):
+        with pytest.raises(SpecError, match="'accurracy'"):
+            planned(metric="accurracy", **options)
+    batch = curricle.Batch(inputs=torch.zeros(2, 6), labels=torch.zeros(2))
+    with pytest.raises(DataError, match="'labels' of 'evaluation' must be whole numbers"):
+        planned(evaluation=[batch])
+    assert planned(evaluation=held_out, metric="kl").num_steps == 4
 
 
 def test_a_plan_refuses_one_module_for_both_models() -> None:

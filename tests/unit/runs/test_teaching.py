@@ -71,6 +71,18 @@ def test_a_student_follows_the_checkpoints_of_a_teacher_trained_here(tmp_path: P
     assert same(last, teacher.model)
 
 
+def test_a_taught_model_shows_in_one_line(tmp_path: Path) -> None:
+    teacher = taught(tmp_path / "teacher")
+    shown = repr(teacher)
+    count = sum(weight.numel() for weight in teacher.model.parameters())
+    assert shown.startswith(
+        f"TrainedTeacher(model=<MLP, {count:,} parameters>, checkpoints=4 up to step 20, metrics={{"
+    )
+    assert f"'accuracy': {teacher.metrics['accuracy']:.4g}" in shown
+    assert "steps=20, seconds=" in shown
+    assert "\n" not in shown
+
+
 def test_the_weights_are_those_of_distill_without_a_teacher(tmp_path: Path) -> None:
     alone = mlp(16, 12, seed=1).module
     curricle.distill(

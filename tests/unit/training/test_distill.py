@@ -3,6 +3,7 @@
 import inspect
 import io
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +86,18 @@ def test_the_result_says_what_was_spent() -> None:
     assert usage.teacher_flops > 0
 
 
+def test_a_result_shows_in_one_line_without_layers() -> None:
+    result = distilled()
+    count = sum(weight.numel() for weight in result.student.parameters())
+    shown = repr(result)
+    assert shown.startswith(f"Result(student=<MLP, {count:,} parameters>, metrics={{")
+    assert f"steps={result.usage.steps}, seconds=" in shown
+    # Nothing chose the weights.
+    assert result.best_step is None
+    assert "best_step" not in shown
+    assert repr(replace(result, best_step=8, notes=("one",))).endswith("notes=1, best_step=8)")
+
+
 def test_an_evaluator_of_ones_own_is_used() -> None:
     def evaluate(model: TappedModel) -> dict[str, float]:
         return {"accuracy": 0.25, "depth": float(model.depth)}
@@ -151,7 +164,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "stream": (
         {"evaluation": parity()},
-        "'evaluation' must be a sequence of curricle.Batch, a DataLoader or a",
+        "'evaluation' must be a stream of a known length, its 'examples_per_epoch'",
     ),
     "batch": ({"evaluation": held_out()[0]}, "'evaluation' must be a sequence of curricle.Batch"),
     "items": ({"evaluation": [{"labels": 1}]}, "'evaluation' must hold batches, written curricle."),
@@ -403,9 +416,18 @@ def test_codecs_are_a_value_of_ours(tmp_path: Path) -> None:
     ("student", "teacher", "sentence"),
     [
         (None, mlp(4), "'student' must be a torch.nn.Module, .*got None"),
-        (mlp(4), "runs/teacher", "'teacher' must be a torch.nn.Module, .*got 'runs/teacher'"),
+        (
+            mlp(4),
+            "runs/teacher",
+            (
+                r"'teacher' must be a torch.nn.Module, .*got 'runs/teacher'; a folder or a name of "
+                r"the Hub is loaded before the call, .*\.from_pretrained\('runs/teacher'\), and "
+                r"curricle.open_targets opens a folder of stored targets as a teacher$"
+            ),
+        ),
+        ("bert", mlp(4), r"'student' must .*got 'bert'; .*\.from_pretrained\('bert'\)$"),
     ],
-    ids=["student", "teacher"],
+    ids=["student", "teacher", "name"],
 )
 def test_what_is_no_model_is_called_by_its_argument(
     student: Any, teacher: Any, sentence: str

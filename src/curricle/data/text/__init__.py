@@ -7,6 +7,7 @@ from curricle.lazy import public_names
 if TYPE_CHECKING:
     from curricle.data.text.corpora import Documents as Documents
     from curricle.data.text.corpora import open_corpus as open_corpus
+    from curricle.data.text.own_texts import text_stream as text_stream
     from curricle.data.text.paired import PairedTexts as PairedTexts
     from curricle.data.text.paired import paired_texts as paired_texts
     from curricle.data.text.token_store import TokenStore as TokenStore
@@ -24,6 +25,7 @@ else:
         __name__,
         {
             "corpora": ("Documents", "open_corpus"),
+            "own_texts": ("text_stream",),
             "paired": ("PairedTexts", "paired_texts"),
             "token_store": ("TokenStore", "Vocabulary", "open_store"),
             "tokenizing": ("open_or_build", "open_tokenizer", "train_tokenizer"),

@@ -9,13 +9,11 @@ predict its continuation.
 Axes: example (windows of a batch), position (tokens of the student in a window), token (tokens of a
 whole text), window (windows of the whole text).
 
-Design: offsets of fast tokenizers are characters. A token that ends inside a character, as the
-pieces of an emoji do in a byte-level vocabulary, ends nowhere: its next token begins before its
-end. Windows have a fixed number of tokens of the student and begin where both tokenizers do, if
-there is such a place in the second half of the window before; so the last tokens of a window may be
-read again as the first of the next one. The teacher's tokens are padded at the end. The order of
-windows is a permutation an epoch, drawn from the named stream (seed, `paired texts/<purpose>`,
-epoch), so the batch of a step is a lookup.
+Design: tokens are aligned by `data.text.alignment`. Windows have a fixed number of tokens of the
+student and begin where both tokenizers do, if there is such a place in the second half of the
+window before; so the last tokens of a window may be read again as the first of the next one. The
+teacher's tokens are padded at the end. The order of windows is a permutation an epoch, drawn from
+the named stream (seed, `paired texts/<purpose>`, epoch), so the batch of a step is a lookup.
 """
 
 import hashlib
@@ -25,9 +23,10 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from curricle.data.batch import Batch
+from curricle.data.text.alignment import UNMATCHED, TokenBounds, counterparts
 from curricle.errors import DataError, SpecError
 from curricle.protocols import fast_backend
 from curricle.seeding import numpy_generator
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 AT_ONCE = 2**18
 """Characters per call of a tokenizer."""
-UNMATCHED = -1
-"""Entry of a token without a counterpart."""
 
 
 def paired_texts(
@@ -97,30 +94,9 @@ class Spans:
     """Id of padding."""
 
     @property
-    def are_whole(self) -> Bool[np.ndarray, " token"]:
-        """Return whether the next token begins at or after the end of each token."""
-        following = np.append(self.starts[1:], np.iinfo(np.int64).max)
-        return following >= self.ends
-
-
-def counterparts(student: Spans, teacher: Spans) -> Int[np.ndarray, " token"]:
-    """Return for each token of the student the teacher's token that ends at the same character.
-
-    Args:
-        student: The text in the student's tokens.
-        teacher: The same text in the teacher's tokens.
-
-    Returns:
-        Numbers of the teacher's tokens, ascending where they are not -1, which stands for none.
-    """
-    whole = np.flatnonzero(teacher.are_whole)
-    if not whole.size:
-        return np.full(len(student.ids), UNMATCHED)
-    # Of several tokens that end at one character, the last has read all of the text before it.
-    places = np.searchsorted(teacher.ends[whole], student.ends, side="right") - 1
-    tokens = whole[np.maximum(places, 0)]
-    is_matched = student.are_whole & (teacher.ends[tokens] == student.ends)
-    return np.where(is_matched, tokens, UNMATCHED)
+    def bounds(self) -> TokenBounds:
+        """Return the characters of the tokens."""
+        return TokenBounds(self.starts, self.ends)
 
 
 @final
@@ -162,7 +138,7 @@ class PairedTexts:
         self._student, self._teacher = student, teacher
         self._window, self._batch_size, self._seed = window, batch_size, seed
         self._purpose = f"paired texts/{purpose}"
-        self._counterparts = counterparts(student, teacher)
+        self._counterparts = counterparts(student.bounds, teacher.bounds)
         self._starts = window_starts(self._counterparts, window)
         self._bounds = self._teacher_bounds()
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)

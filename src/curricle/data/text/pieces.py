@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 
 LONGEST = 1000
 """Characters of the longest piece; training on a word of this length takes under a millisecond."""
+AT_ONCE = 2**18
+"""Characters per call of a tokenizer, which needs a hundred bytes for each."""
 _BEFORE = frozenset("PSN")
 """First letters of the Unicode categories that end a run of letters: punctuation, symbols, digits.
 """
@@ -71,3 +73,21 @@ def _border(line: str, start: int, latest: int) -> int:
         ):
             return place
     return latest
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield texts in lists of about `AT_ONCE` characters.
+
+    Args:
+        texts: Texts in order.
+    """
+    batch: list[str] = []
+    count = 0
+    for text in texts:
+        batch.append(text)
+        count += len(text)
+        if count >= AT_ONCE:
+            yield batch
+            batch, count = [], 0
+    if batch:
+        yield batch

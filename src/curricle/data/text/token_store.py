@@ -107,6 +107,21 @@ def write_store(
     write_folder(folder, fill)
 
 
+def store_in_memory(
+    pieces: Iterable[Integer[np.ndarray, " _"]], vocabulary: Vocabulary
+) -> TokenStore:
+    """Return a store that is kept in memory; its digest is that of the same store on disk.
+
+    Args:
+        pieces: The text as ids, in order.
+        vocabulary: Vocabulary with all ids.
+    """
+    narrowed = [_narrowed(piece, vocabulary) for piece in pieces]
+    tokens = np.concatenate([np.empty(0, dtype=_dtype(vocabulary)), *narrowed])
+    sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()
+    return TokenStore(tokens=tokens, vocabulary=vocabulary, fingerprint=_digest(sha256, vocabulary))
+
+
 def open_store(folder: Path) -> TokenStore:
     """Return the store in a folder, with memory-mapped tokens.
 

@@ -28,7 +28,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from curricle.data.text import progress
 from curricle.data.text.corpora import Corpus, Documents, Pieces, Split, open_corpus
-from curricle.data.text.pieces import pieces
+from curricle.data.text.pieces import batches, pieces
 from curricle.data.text.token_store import (
     TokenStore,
     Vocabulary,
@@ -57,8 +57,6 @@ ALGORITHM = 3
 """Version of the tokenization; increased when the same text gives other tokens."""
 SMALLEST = len(SPECIAL) + 256
 """Smallest vocabulary: every byte must have a token."""
-AT_ONCE = 2**18
-"""Characters per call of the tokenizer, which needs a hundred bytes for each."""
 
 
 def train_tokenizer(texts: Iterable[str | Pieces], vocabulary_size: int) -> Tokenizer:
@@ -128,27 +126,13 @@ def encode(
     """
     for document in documents:
         yield np.array([START])
-        for batch in _batches(_pieces(document)):
+        for batch in batches(_pieces(document)):
             encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             yield np.array([number for piece in encoded for number in piece.ids], dtype=np.int64)
 
 
 def _pieces(document: str | Pieces) -> Iterator[str]:
     return pieces([document] if isinstance(document, str) else document)
-
-
-def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Yield pieces in lists of about `AT_ONCE` characters."""
-    batch: list[str] = []
-    count = 0
-    for line in lines:
-        batch.append(line)
-        count += len(line)
-        if count >= AT_ONCE:
-            yield batch
-            batch, count = [], 0
-    if batch:
-        yield batch
 
 
 def open_tokenizer(corpus: Corpus, *, vocabulary_size: int, cache_dir: Path) -> Tokenizer:

@@ -14,6 +14,7 @@ exists; a batch without scorable positions has an empty selection, which a sum o
 divided by the count of the full batch handles. Tokens after the last full window are not read.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -120,6 +121,11 @@ class WindowOrder:
         self._purpose = f"windows/{purpose}"
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
+
+    def in_order(self) -> Iterator[Int[np.ndarray, "example position"]]:
+        """Yield the tokens of all windows in the order of the text; the last rows may be fewer."""
+        for start in range(0, self.num_windows, self._batch_size):
+            yield np.asarray(self._windows[start : start + self._batch_size], dtype=np.int64)
 
     def numbers(self, step: int) -> Int[np.ndarray, " example"]:
         """Return the numbers of the windows of a step."""
@@ -310,7 +316,14 @@ class CausalWindows:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step; labels are the next tokens inside each window."""
-        rows = self._order.rows(step)
+        return self._predicted(self._order.rows(step))
+
+    def held_out(self) -> tuple[Batch, ...]:
+        """Return all windows in the order of the text as batches; the last may be smaller."""
+        return tuple(map(self._predicted, self._order.in_order()))
+
+    def _predicted(self, rows: Int[np.ndarray, "example position"]) -> Batch:
+        """Return windows as a batch with the next tokens as labels."""
         following = np.roll(rows, -1, axis=1)
         is_selected = self._scorable[following]
         # The last position would be labeled with the first token of its own window.

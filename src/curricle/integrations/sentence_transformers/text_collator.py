@@ -18,13 +18,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from curricle.data.batch import Batch, data_mask
 from curricle.data.columns import PAIRS, USUAL
 from curricle.data.encoding import TRIPLET
 from curricle.data.table_files import Row
+from curricle.data.text.alignment import UNMATCHED, aligned_positions
 from curricle.errors import BindError, DataError, near_names
 from curricle.protocols import fast_backend
 
@@ -93,8 +94,8 @@ class TextCollator:
         fields: dict[str, Any] = {}
         if self._teacher is not None:
             fields["teacher_inputs"] = self._teacher.read(texts)
-            places = aligned_positions(self._student.ends(texts), self._teacher.ends(texts))
-            fields |= {"alignment": places.clamp(min=0), "matched": places >= 0}
+            places = aligned_positions(self._student.bounds(texts), self._teacher.bounds(texts))
+            fields |= {"alignment": places.clamp(min=0), "matched": places != UNMATCHED}
         scores = self._scores(rows)
         if scores is not None and size != PAIR:
             raise DataError(f"a score must come with {PAIR} texts; got {size}")
@@ -203,16 +204,15 @@ class _Reader:
         output = self._tokenized(texts) if self._preprocess is None else self._preprocess(texts)
         return {name: entry for name, entry in output.items() if isinstance(entry, Tensor)}
 
-    def ends(self, texts: list[str]) -> Int[Tensor, "example position"]:
-        """Return the character after each token, 0 for special tokens, the prompt and padding.
+    def bounds(self, texts: list[str]) -> Int[Tensor, "example position bound"]:
+        """Return first and last character of each token, 0 of special tokens, prompt and padding.
 
         Args:
             texts: The texts.
         """
         prompted = [self.prompt + text for text in texts]
         offsets = self._tokenized(prompted, return_offsets_mapping=True)["offset_mapping"]
-        starts, ends = offsets.unbind(-1)
-        return torch.where(ends > starts, ends - len(self.prompt), 0).clamp(min=0)
+        return (offsets - len(self.prompt)).clamp(min=0)
 
     def _tokenized(self, texts: list[str], **options: bool) -> Mapping[str, Tensor]:
         output: Mapping[str, Tensor] = self.tokenizer(
@@ -272,37 +272,3 @@ def _default_prompt(role: str, model: object) -> str:
             f"without a prompt"
         )
     return str(prompt)
-
-
-def aligned_positions(
-    student: Int[Tensor, "example position"], teacher: Int[Tensor, "example token"]
-) -> Int[Tensor, "example position"]:
-    """Return for each position of the student that of the teacher with the same end.
-
-    Args:
-        student: Character after each token of the student, 0 for none.
-        teacher: The same of the teacher.
-
-    Returns:
-        Positions, -1 where there is none. Of several tokens with one end, the last counts on both
-        sides, which has read all of the text before it.
-    """
-    return torch.where(
-        _are_last(student),
-        _last_places(student.unsqueeze(2) == teacher.unsqueeze(1)),
-        -1,
-    )
-
-
-def _are_last(ends: Int[Tensor, "example position"]) -> Bool[Tensor, "example position"]:
-    """Return whether a token is the last one with its end."""
-    following = torch.cat([ends[:, 1:], torch.zeros_like(ends[:, :1])], dim=1)
-    return (ends > 0) & (ends != following)
-
-
-def _last_places(
-    are_equal: Bool[Tensor, "example position token"],
-) -> Int[Tensor, "example position"]:
-    """Return the last place of a true entry, -1 without any."""
-    places = torch.arange(are_equal.shape[-1]).expand(are_equal.shape)
-    return places.masked_fill(~are_equal, -1).amax(-1)

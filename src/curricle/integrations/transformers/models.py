@@ -1,6 +1,7 @@
 """Student and teacher of a Trainer: which head they have, and how they are prepared."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import transformers
@@ -8,7 +9,7 @@ from torch import nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto import modeling_auto
 
-from curricle.errors import BindError
+from curricle.errors import BindError, short_reason
 from curricle.models.peft_adapters import base_of
 
 HEADS = (
@@ -25,7 +26,12 @@ HEADS = (
 
 
 def load_teacher(
-    name_or_path: str, student: nn.Module, *, revision: str | None, keywords: Mapping[str, object]
+    name_or_path: str,
+    student: nn.Module,
+    *,
+    revision: str | None,
+    keywords: Mapping[str, object],
+    argument: str,
 ) -> nn.Module:
     """Return a teacher with the head of the student.
 
@@ -34,22 +40,40 @@ def load_teacher(
         student: The model that learns.
         revision: Branch, tag or commit; None for the newest.
         keywords: Further arguments of `from_pretrained`.
+        argument: Name of the argument with the name or folder, for error messages.
 
     Raises:
-        BindError: If the student's class has none of the known heads.
+        BindError: If the student's class has none of the known heads, or transformers cannot load
+            the teacher.
     """
     name = type(base_of(student)).__name__
     for table, auto in HEADS:
         if name in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
             arguments = dict(keywords) if revision is None else {"revision": revision, **keywords}
-            teacher: nn.Module = getattr(transformers, auto).from_pretrained(
-                name_or_path, **arguments
-            )
-            return teacher
+            return _loaded(auto, name_or_path, arguments, argument)
     raise BindError(
-        f"'teacher_model' must be a model where the student is {name!r}, whose head is unknown; "
+        f"{argument!r} must be a model where the student is {name!r}, whose head is unknown; "
         f"got the name {name_or_path!r}; load it with its own class"
     )
+
+
+def _loaded(auto: str, path: str, keywords: Mapping[str, object], argument: str) -> nn.Module:
+    """Return the model that a class of transformers loads.
+
+    Raises:
+        BindError: If it cannot; its reason is given.
+    """
+    try:
+        teacher: nn.Module = getattr(transformers, auto).from_pretrained(path, **keywords)
+    except Exception as error:
+        # Families raise errors without a common base class for a damaged folder or an argument.
+        place = "is a folder here" if Path(path).is_dir() else "no folder of that name is here"
+        options = f" with {sorted(keywords)}" if keywords else ""
+        raise BindError(
+            f"{argument!r} must be a folder or a name of the Hub that {auto} loads{options}; got "
+            f"{path!r} ({place}); transformers says: {short_reason(error)}"
+        ) from error
+    return teacher
 
 
 def shifts_labels(student: nn.Module) -> bool:

@@ -39,6 +39,7 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.timeline import TimelineState, plan_spans
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.staged import PLANNED_OPTIMIZER, StagedLoss, check_parts
+from curricle.training.setup.arguments import require_model
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process
 from curricle.values import fingerprint, parse, plain
@@ -93,11 +94,15 @@ class CurriculumTrainer(transformers.Trainer):
             BindError: If there are several processes or GPUs, or an argument does not go with a
                 curriculum.
         """
+        require_model("model", model)
+        if teacher_model is not None and not isinstance(teacher_model, str):
+            require_model("teacher_model", teacher_model)
         args = _checked(args or CurriculumConfig(output_dir="tmp_trainer"), keywords)
         if args.disable_dropout:
             disable_dropout(model)
         name = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        self.teacher_model = _teacher(name, model, args)
+        argument = "teacher_model_name_or_path" if teacher_model is None else "teacher_model"
+        self.teacher_model = _teacher(name, model, args, argument)
         """The finished teacher, if there is one."""
         super().__init__(
             model=model,
@@ -519,7 +524,10 @@ def _checked(args: transformers.TrainingArguments, keywords: Iterable[str]) -> C
 
 
 def _teacher(
-    teacher: nn.Module | TappedModel | str | None, student: nn.Module, args: CurriculumConfig
+    teacher: nn.Module | TappedModel | str | None,
+    student: nn.Module,
+    args: CurriculumConfig,
+    argument: str,
 ) -> nn.Module | TappedModel | None:
     if not isinstance(teacher, str):
         return teacher
@@ -528,7 +536,13 @@ def _teacher(
         raise BindError(
             f"'teacher_model_init_kwargs' must be a dictionary, or one as JSON; got {keywords!r}"
         )
-    return load_teacher(teacher, student, revision=args.teacher_model_revision, keywords=keywords)
+    return load_teacher(
+        teacher,
+        student,
+        revision=args.teacher_model_revision,
+        keywords=keywords,
+        argument=argument,
+    )
 
 
 def _check_durations(curriculum: Curriculum, args: CurriculumConfig, batches: FirstBatches) -> None:

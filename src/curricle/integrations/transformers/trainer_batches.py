@@ -41,7 +41,7 @@ class BatchReader:
     def __call__(self, item: object) -> Batch:
         """Return an item as a batch."""
         is_first = self._positions is None
-        positions = self._positions or declared_positions(item)
+        positions = self._positions or declared_positions(item, next_token=self._next_token)
         batch = batch_of(item, next_token=self._next_token, positions=positions)
         if is_first:
             check_first(item, batch, next_token=self._next_token)

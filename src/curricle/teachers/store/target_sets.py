@@ -153,18 +153,20 @@ class TargetSetReader:
             DataError: If an example or a position is not stored, with its number. If the number of
                 stored rows differs.
         """
-        places = self._find(example_keys(batch, selected=self.target_set.selected))
+        # Examples are found by their content, for which a batch on a GPU would come back.
+        host = batch.readable
+        places = self._find(example_keys(host, selected=self.target_set.selected))
         counts = self._counts[places]
         if selected and not self.target_set.selected:
             # Targets of all positions serve an objective on selected ones: pick their rows.
-            row_numbers = selected_places(batch)
+            row_numbers = selected_places(host)
             lengths = np.array([len(numbers) for numbers in row_numbers])
             offsets = np.concatenate(row_numbers)
         else:
             # With pooling or patches the positions differ from those of the data, and only the
             # counts of the capture are right. Otherwise the student may read shorter examples.
             is_counted = self.target_set.selected or counts.sum() == rows
-            lengths = counts if is_counted else data_counts(batch)
+            lengths = counts if is_counted else data_counts(host)
             # 0, 1, ... within each example, without a loop.
             offsets = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
         _check_rows(offsets, np.repeat(counts, lengths), lengths)

@@ -26,6 +26,7 @@ from curricle.models.eligibility import (
 from curricle.models.restoring import mode_notes
 from curricle.models.tapped import Place, TappedModel, tap_number
 from curricle.objectives.hidden import MatchHidden
+from curricle.objectives.labels import labeled_output
 from curricle.objectives.logits import output_notes
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
@@ -208,10 +209,16 @@ def bind(
             *probe.notes(),
             *position_notes(stream, stream.batch(0)),
             *probe.decisions(live),
-            *output_notes([term for stage in bound for term in stage.declared.objectives], student),
+            *_output_notes(bound, student),
         ),
         tables=probe.tables.limits,
     )
+
+
+def _output_notes(stages: Sequence[BoundStage], student: TappedModel) -> tuple[str, ...]:
+    """Return a note on the output that labels are compared with; none if it is declared."""
+    objectives = [term for stage in stages for term in stage.declared.objectives]
+    return () if labeled_output(objectives) else output_notes(objectives, student)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:

@@ -4,7 +4,7 @@ Metrics are exact over all scored positions of the held-out batches, not means o
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -16,7 +16,7 @@ from curricle.data.batch import Batch, Rows, check_positions
 from curricle.data.finiteness import non_finite_words
 from curricle.data.label_checks import misplaced, require_classes
 from curricle.errors import BindError, CurricleError, DataError
-from curricle.metrics import ACCURACY, CLASS_METRICS, Metric, Scores
+from curricle.metrics import ACCURACY, CLASS_METRICS, METRICS, Metric, Scores
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at, modes_kept
 from curricle.models.tapped import OUTPUT, Activations, Forward, Inputs, TappedModel
@@ -147,14 +147,17 @@ def label_metrics(
     )
 
 
-def with_output(evaluate: Evaluator, output: str) -> Evaluator:
+def with_output(evaluate: Evaluator, output: str, *, is_labeled: bool = False) -> Evaluator:
     """Return an evaluator of batches that reads a named output of models without logits.
 
     Args:
         evaluate: Evaluator of held-out batches; a function of the user stays as it is.
         output: Name of the output; empty for none.
+        is_labeled: Whether labels are declared for it, so that it is read beside logits, too.
     """
-    return replace(evaluate, output=output) if isinstance(evaluate, _LabelEvaluator) else evaluate
+    if not isinstance(evaluate, _LabelEvaluator):
+        return evaluate
+    return replace(evaluate, output=output, is_labeled=is_labeled)
 
 
 @final
@@ -171,6 +174,7 @@ class _LabelEvaluator:
     chance: float | None
     """See `RunRecord.chance`."""
     output: str = ""
+    is_labeled: bool = False
     """See `with_output`."""
 
     def __call__(self, model: TappedModel) -> dict[str, float]:
@@ -185,8 +189,8 @@ class _LabelEvaluator:
         count = 0
         with (
             observing(model),
-            _open_logits(model, self.output) as forward,
-            _teaching(self.teacher, self.output) as read_teacher,
+            _open_logits(model, self.output, is_labeled=self.is_labeled) as forward,
+            _teaching(self.teacher, self.output, is_labeled=self.is_labeled) as read_teacher,
         ):
             for batch in self.batches:
                 logits, size = _logits(
@@ -231,15 +235,29 @@ def _check_labels(batches: Sequence[Batch], *, are_classes: bool) -> None:
     if not any(tensor.numel() for tensor in labels):
         words = next(filter(None, (misplaced(batch.inputs) for batch in batches)), "")
         raise DataError(
-            f"'evaluation' must hold labels; got {len(batches)} batches without any{words}"
+            f"'evaluation' must hold labels; got {len(batches)} batches without any"
+            f"{words or _without_labels(batches)}"
         )
     if any(batch.repeats_inputs and not batch.is_decoded for batch in batches):
         raise DataError(
             "'evaluation' must not have the input ids as labels, which a model only copies; "
-            "curricle.stream(loader, next_token=True) shifts them by one position"
+            "curricle.stream(loader, next_token=True) shifts them by one position, as "
+            "curricle.evaluate(..., next_token=True) does"
         )
     for tensor in labels if are_classes else ():
         require_classes(tensor, "'labels' of 'evaluation'")
+
+
+def _without_labels(batches: Sequence[Batch]) -> str:
+    """Return the ways to evaluate data without labels, as the end of an error sentence."""
+    names = sorted(repr(name) for name, metric in METRICS.items() if metric.reads == "teacher")
+    choice = f"; the metrics {', '.join(names)} compare with the teacher and need none"
+    if any(isinstance(batch.inputs, Mapping) and "input_ids" in batch.inputs for batch in batches):
+        choice += (
+            ", and labels of a decoder are the next tokens, which curricle.stream(loader, "
+            "next_token=True) takes from the input ids"
+        )
+    return choice
 
 
 def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, int]:
@@ -256,14 +274,14 @@ def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, 
 
 
 @contextmanager
-def _open_logits(model: TappedModel, output: str) -> Iterator[Forward]:
-    """Yield a forward pass with logits, or with a named output where the model has none."""
+def _open_logits(model: TappedModel, output: str, *, is_labeled: bool) -> Iterator[Forward]:
+    """Yield a forward pass with logits, or with a named output for labels or without logits."""
     places = (model.place(f"{OUTPUT}:{output}"),) if output else ()
     with model.open_taps(places, logits=True) as forward:
 
         def run(inputs: Inputs, selected: Tensor | None = None) -> Activations:
             activations = forward(inputs, selected)
-            if not places or activations.logits is not None:
+            if not places or (activations.logits is not None and not is_labeled):
                 return activations
             state = activations.hidden[places[0]]
             if selected is None:
@@ -278,14 +296,17 @@ def _open_logits(model: TappedModel, output: str) -> Iterator[Forward]:
 
 @contextmanager
 def _teaching(
-    teacher: TappedModel | None, output: str
+    teacher: TappedModel | None, output: str, *, is_labeled: bool
 ) -> Iterator[Callable[[Batch], Tensor] | None]:
     """Yield a function from a batch to the teacher's logits; None without a teacher."""
     if teacher is None:
         yield None
         return
     # The trial before training comes before the run puts its teacher into evaluation mode.
-    with modes_kept(teacher.module), _open_logits(teacher, output) as forward:
+    with (
+        modes_kept(teacher.module),
+        _open_logits(teacher, output, is_labeled=is_labeled) as forward,
+    ):
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
         yield lambda batch: _logits(_teacher_activations(forward, batch), batch, name)[0]

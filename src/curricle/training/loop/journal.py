@@ -126,7 +126,7 @@ class Journal:
         if owner != self.digest:
             raise CheckpointError(
                 f"{str(newest or files.records)!r} must belong to this run; its digest is "
-                f"{owner!r}, not {self.digest!r}{self._reason(files.folder, records)}"
+                f"{owner!r}, not {self.digest!r}{self._reason(files, records)}"
             )
         if not records or not isinstance(end := records[-1], EndRecord):
             return None
@@ -135,11 +135,15 @@ class Journal:
         self._notify(end)
         return end
 
-    def _reason(self, folder: Path, records: Sequence[Record]) -> str:
+    def _reason(self, files: RunFolder, records: Sequence[Record]) -> str:
         """Return the changed facts, and the remedy for a finished run, as the end of an error."""
-        changes = differences(folder, self._facts)
+        changes = differences(files.folder, self._facts)
         is_finished = bool(records) and isinstance(records[-1], EndRecord)
-        end = "; a finished run cannot be prolonged or changed, take another folder"
+        end = (
+            f"; a finished run cannot be prolonged or changed, since its schedule belongs to its "
+            f"length; take another folder, for a new run or for one that begins with the weights "
+            f"of this student: safetensors.torch.load_model(student, {str(files.weights)!r})"
+        )
         return (f": {changes}" if changes else "") + (end if is_finished else "")
 
     def _begin(

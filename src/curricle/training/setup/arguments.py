@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar, overload
 
@@ -12,10 +13,10 @@ from torch.utils.data import DataLoader
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
-from curricle.data.collation import batch_of, declared_positions
+from curricle.data.collation import batch_of, check_first, declared_positions
 from curricle.data.dataloaders import LoaderStream, stream
-from curricle.data.streams import Stream
-from curricle.errors import BindError
+from curricle.data.streams import Stream, epoch_batches
+from curricle.errors import BindError, loading_hint
 from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -31,6 +32,8 @@ AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
+MODELS = "AutoModelForCausalLM"
+"""Example of a class of transformers that loads a model with its head."""
 OwnEvaluation = Callable[[TappedModel], dict[str, float]]
 """Evaluation by a function of the caller."""
 
@@ -97,20 +100,26 @@ def _place_of(name: str) -> str:
 
 @overload
 def as_evaluation(
-    evaluation: Sequence[Batch] | DataLoader[object] | OwnEvaluation, data: object
+    evaluation: Sequence[Batch] | Stream | DataLoader[object] | OwnEvaluation,
+    data: object,
+    *,
+    next_token: bool = False,
 ) -> Sequence[Batch] | OwnEvaluation: ...
 @overload
-def as_evaluation(evaluation: object, data: object) -> object: ...
-def as_evaluation(evaluation: object, data: object) -> object:
-    """Return held-out data as batches if they are a loader, which is read once; else unchanged.
+def as_evaluation(evaluation: object, data: object, *, next_token: bool = False) -> object: ...
+def as_evaluation(evaluation: object, data: object, *, next_token: bool = False) -> object:
+    """Return held-out data as batches if they are a loader or a stream; else unchanged.
 
     Args:
-        evaluation: A loader, batches or a function.
+        evaluation: A loader or a stream, of which an epoch is read once, batches or a function.
         data: Training data; where they are a stream of a loader, its reading of items is used.
+        next_token: Reading of the items of a loader where it is not that of the training data.
 
     Raises:
         BindError: If the loader is empty.
     """
+    if conforms(evaluation, Stream):
+        return epoch_batches(evaluation)
     if not isinstance(evaluation, DataLoader):
         return evaluation
     # A loader that shuffles draws its order from torch's global generator, which is the caller's.
@@ -120,8 +129,11 @@ def as_evaluation(evaluation: object, data: object) -> object:
         raise BindError("'evaluation' must give at least one batch; got an empty DataLoader")
     if isinstance(data, LoaderStream):
         return [data.as_batch(item) for item in items]
-    positions = declared_positions(items[0])
-    return [batch_of(item, next_token=False, positions=positions) for item in items]
+    positions = declared_positions(items[0], next_token=next_token)
+    batches = [batch_of(item, next_token=next_token, positions=positions) for item in items]
+    if next_token:
+        check_first(items[0], batches[0], next_token=True)
+    return batches
 
 
 def as_teacher(
@@ -193,8 +205,8 @@ def require_parts(optimizer: object, evaluation: object) -> None:
         return
     if not isinstance(evaluation, Sequence):
         raise BindError(
-            f"'evaluation' must be a sequence of curricle.Batch, a DataLoader or a function; "
-            f"got {_describe(evaluation)}"
+            f"'evaluation' must be a sequence of curricle.Batch, a DataLoader, a stream or a "
+            f"function; got {_describe(evaluation)}"
         )
     # A loader's pairs of tensors are sequences, too, and would fail in the middle of the run.
     wrong = [item for item in evaluation if type(item) is not Batch]
@@ -216,12 +228,11 @@ def require_model(name: str, model: object) -> None:
         BindError: If it is something else.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
-        stored = (
-            " (curricle.open_targets opens a folder of stored targets, as teacher of 'distill')"
-        )
+        stored = ", and curricle.open_targets opens a folder of stored targets as a teacher"
+        is_name = name == "teacher" and isinstance(model, str | Path)
         raise BindError(
             f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
-            f"{_describe(model)}{stored if name == 'teacher' else ''}"
+            f"{_describe(model)}{loading_hint(model, MODELS)}{stored if is_name else ''}"
         )
 
 

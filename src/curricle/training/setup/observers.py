@@ -37,6 +37,7 @@ from curricle.records import (
     StageEndRecord,
     StageRecord,
     StepRecord,
+    has_subject,
 )
 
 
@@ -150,7 +151,7 @@ class NoteLine:
     def __init__(self, console: Console) -> None:
         """Take the console that also shows the bars."""
         self._console = console
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
         # Runs of a comparison share their held-out data, and so this number.
         self._chance: float | None = None
         self._method = ""
@@ -170,10 +171,12 @@ class NoteLine:
             return
         self._chance, self._method = record.chance, record.method
         for note in record.notes:
-            line = f"{name or record.method}: {note}"
-            if line not in self._told:
-                self._told.add(line)
-                self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
+            # Strategies of a comparison read the same data and models, so most notes are equal.
+            if note in self._shown:
+                continue
+            self._shown.add(note)
+            line = note if has_subject(note) else f"{name or record.method}: {note}"
+            self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
 
 
 @final

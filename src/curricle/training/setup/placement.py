@@ -20,6 +20,7 @@ from typing import Literal, final
 import torch
 from torch import nn
 
+from curricle.colocation import moved_to
 from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.dispatching import is_dispatched
@@ -127,8 +128,10 @@ class SingleDevice(Placement):
         # One tensor stands for all, since a stream makes those of a batch in one place.
         if self.kind == "cpu" and batch.leading.is_cpu:
             return batch
-        # A copy to the CPU must be there before it is read; one to a GPU need not be waited for.
-        return batch.map(lambda tensor: tensor.to(self.kind, non_blocking=self.is_queued))
+        device = torch.device(self.kind)
+        # Values that the run looks up are those of the batch on the CPU, if it was made there.
+        change = batch.moved if batch.leading.is_cpu else batch.map
+        return change(lambda tensor: moved_to(tensor, device))
 
     def total(self, number: float) -> float:
         """Return the number: this process has all of it."""

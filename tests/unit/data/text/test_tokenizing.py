@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.data.text import progress
-from curricle.data.text.pieces import LONGEST
+from curricle.data.text.pieces import AT_ONCE, LONGEST
+from curricle.data.text.pieces import batches as cut_batches
 from curricle.data.text.tokenizing import (
-    AT_ONCE,
     MASK,
     PAD,
     SMALLEST,
     SPECIAL,
     START,
     UNKNOWN,
-    _batches,
     encode,
     open_or_build,
     open_tokenizer,
@@ -163,7 +162,7 @@ def test_no_word_is_longer_than_what_training_takes_in_linear_time() -> None:
 
 
 def test_the_tokenizer_is_given_a_bounded_number_of_letters_at_once() -> None:
-    batches = list(_batches(iter(["x" * LONGEST] * 1_000)))
+    batches = list(cut_batches(iter(["x" * LONGEST] * 1_000)))
     assert max(sum(map(len, batch)) for batch in batches) <= AT_ONCE + LONGEST
     assert sum(map(len, batches)) == 1_000
 

@@ -1,15 +1,18 @@
 """A run is known by what its result depends on, and a change is named."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_model
 
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.errors import CheckpointError
 from curricle.models.tapped import TappedModel
+from curricle.models.weights import load_weights
 from curricle.models.wrapping import tapped
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.facts import (
@@ -135,8 +138,17 @@ def executed(folder: Path, total: str) -> None:
 def test_a_finished_run_cannot_be_prolonged(tmp_path: Path) -> None:
     executed(tmp_path, "2 steps")
     sentence = r"'curriculum.0.duration.number' was 2 and is 5; a finished run cannot be prolonged"
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
         executed(tmp_path, "5 steps")
+    # The named call gives a new run the weights of the finished student.
+    call = re.search(r"safetensors\.torch\.load_model\(student, '(.*)'\)$", str(refusal.value))
+    assert call is not None
+    student = mlp(5, 4, seed=3)
+    load_model(student.module, call[1])
+    finished = bound(one_shot(total="2 steps"))
+    load_weights(finished.student.module, tmp_path / "model.safetensors")
+    for name, weight in finished.student.module.state_dict().items():
+        assert torch.equal(student.module.state_dict()[name], weight)
 
 
 def test_only_pairs_that_earlier_versions_rounded_otherwise_are_facts() -> None:

@@ -110,9 +110,18 @@ def test_a_batch_in_which_nothing_is_selected_adds_nothing() -> None:
 @pytest.mark.parametrize("number", [0, 2])
 def test_held_out_data_have_labels(number: int) -> None:
     unlabeled = [Batch(inputs=torch.zeros(2, 2))] * number
-    with pytest.raises(
-        DataError, match=rf"^'evaluation' must hold labels; got {number} batches without any$"
-    ):
+    sentence = (
+        rf"^'evaluation' must hold labels; got {number} batches without any; the metrics 'kl', "
+        r"'teacher_cosine', 'teacher_spearman' compare with the teacher and need none$"
+    )
+    with pytest.raises(DataError, match=sentence):
+        label_metrics(unlabeled)
+
+
+def test_held_out_tokens_without_labels_name_the_next_tokens() -> None:
+    unlabeled = [Batch(inputs={"input_ids": torch.zeros(2, 2, dtype=torch.long)})]
+    sentence = r"need none, and labels of a decoder .* curricle.stream\(loader, next_token=True\)"
+    with pytest.raises(DataError, match=sentence):
         label_metrics(unlabeled)
 
 

@@ -137,6 +137,15 @@ def test_a_note_is_told_once_for_all_runs_that_share_it() -> None:
     )
 
 
+def test_a_note_on_the_data_is_shown_once_for_all_strategies_and_without_a_name() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    line = NoteLine(console)
+    for name in ("one_shot", "extraction"):
+        line(replace(opening(5), notes=("data: a label each", "checkpoint 7 lies inside")), name)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "data: a label each\none_shot: checkpoint 7 lies inside\n"
+
+
 def test_a_note_begins_with_the_name_that_the_spec_gives() -> None:
     console = Console(file=io.StringIO(), width=200)
     NoteLine(console)(replace(opening(5), notes=("checkpoint 7 lies inside",)), "two-shot")

@@ -1,12 +1,13 @@
 """Placement on one processor, and the choice of it."""
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
-from curricle.data.batch import Batch
+from curricle.data.batch import Batch, Rows
 from curricle.errors import BindError
 from curricle.models.wrapping import tapped
 from curricle.training.setup.placement import (
@@ -83,3 +84,43 @@ def test_passes_of_a_placed_model_run_through_the_wrapper(
     with model.open_taps([model.place("0")], logits=False) as forward:
         forward(drawn(3, 2))
     assert calls == ["wrapper"]
+
+
+def test_values_of_a_batch_that_was_moved_are_read_on_the_cpu() -> None:
+    """Tensors of the other place have no values here, as a GPU has none without waiting for it."""
+    valid = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    matched = torch.tensor([[True, False, True, True], [True, True, True, True]])
+    batch = Batch(
+        inputs={"input_ids": torch.zeros(2, 4, dtype=torch.long)},
+        labels=torch.zeros(3, dtype=torch.long),
+        selected=torch.tensor([0, 1, 5]),
+        valid=valid,
+        alignment=torch.zeros(2, 4, dtype=torch.long),
+        matched=matched,
+    )
+    moved = SingleDevice("meta").part_of(batch)
+    assert moved.host is batch
+    assert moved.readable is batch
+    assert (moved.num_tokens, moved.for_matching.num_tokens) == (5, 4)
+    assert moved.for_matching.selected is not None
+    assert (moved.for_matching.selected.is_meta, moved.for_matching.num_selected) == (True, 2)
+    assert moved.for_teacher.num_selected == 2
+    states = torch.zeros(2, 4, 6, device="meta", requires_grad=True)
+    for read, rows in ((moved, 5), (moved.for_matching, 4)):
+        taken = Rows(None).take(states, read)
+        assert tuple(taken.shape) == (rows, 6)
+        taken.sum().backward()
+
+
+def test_rows_of_a_batch_that_was_moved_are_those_of_its_mask() -> None:
+    valid = torch.tensor([[True, False, True], [False, True, True]])
+    batch = Batch(inputs=torch.zeros(2, 3, dtype=torch.long), valid=valid)
+    moved = replace(batch, host=batch)
+    plain, indexed = (drawn(2, 3, 4).requires_grad_() for _ in range(2))
+    rows = Rows(None).take(plain, batch), Rows(None).take(indexed, moved)
+    assert torch.equal(*rows)
+    for each in rows:
+        each.square().sum().backward()
+    assert plain.grad is not None
+    assert indexed.grad is not None
+    assert torch.equal(plain.grad, indexed.grad)
