@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
     from curricle.curriculum.durations import UntilMetric as UntilMetric
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
+    from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
     from curricle.curriculum.stages import Curriculum as Curriculum
@@ -77,7 +78,7 @@ else:
         __name__,
         {
             "curriculum.durations": ("Duration", "UntilMetric", "UntilPlateau"),
-            "curriculum.initialization": ("PrincipalStart", "RandomStart"),
+            "curriculum.initialization": ("LeastSquaresStart", "PrincipalStart", "RandomStart"),
             "curriculum.stages": ("Curriculum", "Stage"),
             "curriculum.strategies": (
                 "evenly_spaced_pairs",

@@ -1,10 +1,10 @@
-"""Warm starts: initialization of the student's embeddings from the teacher's.
+"""Warm starts: initialization of the student from its teacher.
 
-A *warm start* maps the finished teacher's embeddings to the student's by a linear map, in closed
-form and before the first step. `kind` selects the map: `random` is the shared projection of the
-layers, so that the student's initial states are in the coordinates of its first targets;
-`principal` is the map with the least reconstruction error of the teacher's token table.
-`training.binding.starting` finds the embeddings of both models.
+A *warm start* sets weights of the student in closed form, before the first step. `random` and
+`principal` map the finished teacher's embeddings to the student's: by the shared projection of the
+layers, so that the student's initial states are in the coordinates of its first targets, or by the
+map with the least reconstruction error of the teacher's token table. `least_squares` fits all
+blocks, embeddings and the head. `training.binding.starting` binds them to the models.
 
 Axes: row, teacher_width, student_width.
 
@@ -16,17 +16,18 @@ Source:
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from curricle.errors import BindError
+from curricle.errors import BindError, SpecError
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Orthogonal, Sign
 from curricle.values import value
 
+MOST_BATCHES = 10_000
 START = "warm start"
 """Name of a start among the stages, as a stage of zero steps."""
 FixedProjection = Annotated[
@@ -103,5 +104,51 @@ class PrincipalStart:
         return self.kind
 
 
-WarmStart = Annotated[RandomStart | PrincipalStart, Field(discriminator="kind")]
+@final
+@value
+class LeastSquaresStart:
+    """Fit the embeddings, every block and the head to the teacher's by linear least squares.
+
+    Blocks are paired as by `evenly_spaced_pairs`; heads, neurons and directions of the states are
+    those that carry most of the teacher's. See `least_squares` for the method.
+    """
+
+    kind: Literal["least_squares"] = "least_squares"
+    batches: int = Field(gt=0, le=MOST_BATCHES, default=12)
+    """Batches of the training data that the fit reads. They should hold some ten times as many
+    positions as the widest map has inputs; their examples and FLOPs count as usage of the run."""
+
+
+WarmStart = Annotated[RandomStart | PrincipalStart | LeastSquaresStart, Field(discriminator="kind")]
 """Field type of a warm start, selected by `kind`."""
+KINDS: dict[str, Callable[[], RandomStart | PrincipalStart | LeastSquaresStart]] = {
+    "random": RandomStart,
+    "principal": PrincipalStart,
+    "least_squares": LeastSquaresStart,
+}
+"""Warm starts by name."""
+
+
+def warm_start(
+    start: RandomStart | PrincipalStart | LeastSquaresStart | str | None,
+) -> RandomStart | PrincipalStart | LeastSquaresStart | None:
+    """Return a start given as a value or by its name.
+
+    Raises:
+        SpecError: If no start has the name.
+    """
+    if not isinstance(start, str):
+        return start
+    if start not in KINDS:
+        raise SpecError(f"'init' must be one of {', '.join(map(repr, KINDS))}; got {start!r}")
+    return KINDS[start]()
+
+
+if TYPE_CHECKING:
+    StartText = RandomStart | PrincipalStart | LeastSquaresStart | str
+else:
+    StartText = Annotated[
+        Annotated[RandomStart | PrincipalStart | LeastSquaresStart, Field(discriminator="kind")],
+        BeforeValidator(warm_start),
+    ]
+    """Type of a `checked` function's argument: accepts a name, passes a start."""

@@ -33,7 +33,7 @@ from curricle.curriculum.durations import (
     duration,
     exact_fraction,
 )
-from curricle.curriculum.initialization import RandomStart, WarmStart
+from curricle.curriculum.initialization import RandomStart, StartText, warm_start
 from curricle.curriculum.selection import Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
@@ -102,7 +102,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     optimizer_state: State = "keep",
     final_objective: AnyObjective = MatchLogits(),
     teacher: TeacherReference = "final",
-    init: WarmStart | None = None,
+    init: StartText | None = None,
     name: str = "extraction",
 ) -> Curriculum:
     """Return curriculum extraction: layers of a finished teacher one after another, then logits.
@@ -125,7 +125,8 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         optimizer_state: Whether the optimizer's state is kept or reset between stages.
         final_objective: Objective of the last stage.
         teacher: Teacher of all stages.
-        init: Initialization of the student's embeddings before the first step; a random one shares
+        init: Initialization of the student before the first step: a start or its name, such as
+            `least_squares`; a random one shares
             its projection with the pairs.
         name: Name of the method in reports.
 
@@ -146,6 +147,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         raise SpecError(
             f"'layer_fraction' must not be combined with 'durations'; got {layer_fraction}"
         )
+    init = warm_start(init)
     if isinstance(init, RandomStart) and not shared_projection:
         raise SpecError(
             f"'shared_projection' must be true with a random 'init', so that the layers use its "
@@ -199,7 +201,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     speed: Annotated[float, Field(gt=0)] = 1.0,
     durations: tuple[StageDurationText, ...] | None = None,
     objective: AnyObjective = MatchLogits(),
-    init: WarmStart | None = None,
+    init: StartText | None = None,
     name: str = "progressive",
 ) -> Curriculum:
     """Return progressive distillation: the student follows the teacher's checkpoints.
@@ -262,7 +264,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         Stage(name=f"checkpoint {step}", duration=length, objectives=(objective,), teacher=step)
         for step, length in plan
     ]
-    return Curriculum(name=name, stages=tuple(stages), init=init, note=selection.note)
+    return Curriculum(name=name, stages=tuple(stages), init=warm_start(init), note=selection.note)
 
 
 @checked
@@ -273,7 +275,7 @@ def one_shot(
     label_weight: Annotated[float, Field(ge=0, le=MOST_WEIGHT)] = 0.0,
     label_loss: LabelLossName | None = None,
     teacher: TeacherReference = "final",
-    init: WarmStart | None = None,
+    init: StartText | None = None,
     name: str = "one_shot",
 ) -> Curriculum:
     """Return plain distillation: KL to the finished teacher's logits in a single stage.
@@ -286,7 +288,8 @@ def one_shot(
         label_loss: That loss; see `LabelLoss`. None takes the squared error beside an objective of
             squared errors, as for regression, and else the cross-entropy.
         teacher: Teacher of the stage.
-        init: Initialization of the student's embeddings before the first step.
+        init: Initialization of the student before the first step: a start or its name, such as
+            `least_squares`.
         name: Name of the method in reports.
 
     Source:
@@ -296,7 +299,7 @@ def one_shot(
     loss = label_loss or _loss_beside(objective)
     labels = (LabelLoss(weight=label_weight, loss=loss),) if label_weight else ()
     stage = Stage(name="logits", duration=total, objectives=(objective, *labels), teacher=teacher)
-    return Curriculum(name=name, stages=(stage,), init=init)
+    return Curriculum(name=name, stages=(stage,), init=warm_start(init))
 
 
 def _loss_beside(objective: Objective) -> LabelLossName:
@@ -328,7 +331,7 @@ def staged(
     *,
     total: DurationText,
     stages: Stages,
-    init: WarmStart | None = None,
+    init: StartText | None = None,
     name: str = "staged",
 ) -> Curriculum:
     """Return a curriculum of explicit stages.
@@ -336,7 +339,8 @@ def staged(
     Args:
         total: Length of the curriculum; the stages must add up to it, a rule with its `at_most`.
         stages: The stages in order.
-        init: Initialization of the student's embeddings before the first step.
+        init: Initialization of the student before the first step: a start or its name, such as
+            `least_squares`.
         name: Name of the method in reports.
 
     Raises:
@@ -349,7 +353,7 @@ def staged(
             f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
             f"{remaining}; got {last.duration.at_most}"
         )
-    return Curriculum(name=name, stages=stages, init=init)
+    return Curriculum(name=name, stages=stages, init=warm_start(init))
 
 
 STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(

@@ -1,1 +1,1 @@
-"""Closed-form fit of a student's blocks to those of its teacher."""
+"""Closed-form fit of a student to its teacher: `fitting` is the entry."""

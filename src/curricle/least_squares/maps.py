@@ -42,11 +42,11 @@ class LinearMap:
 
     @property
     def affine(self) -> Affine:
-        """Return the map as values, in float64."""
-        weight = self.weight.detach().double()
+        """Return the map as values, in float64 on the CPU."""
+        weight = self.weight.detach().to("cpu", torch.float64)
         bias = self.module.bias
         if isinstance(bias, Tensor):
-            return Affine(weight, bias.detach().double())
+            return Affine(weight, bias.detach().to("cpu", torch.float64))
         return Affine(weight, weight.new_zeros(len(weight)))
 
     @torch.no_grad()
@@ -56,11 +56,21 @@ class LinearMap:
         if isinstance(self.module.bias, Tensor):
             self.module.bias.copy_(affine.bias)
 
+    @torch.no_grad()
+    def set_bias(self, other: "LinearMap") -> None:
+        """Take the bias of a map with as many outputs, if both have one."""
+        own, theirs = self.module.bias, other.module.bias
+        if isinstance(own, Tensor) and isinstance(theirs, Tensor) and own.shape == theirs.shape:
+            own.copy_(theirs)
+
 
 def linear_map(path: str, module: nn.Module) -> LinearMap | None:
     """Return a module as a linear map; None if it is none."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or any(module.children()):  # noqa: PLR2004
+        return None
+    # Quantized maps have integers there, which are no weights by themselves.
+    if not weight.is_floating_point() or weight.is_meta:
         return None
     if isinstance(module, nn.Linear):
         return LinearMap(path, module, is_transposed=False)
@@ -96,7 +106,6 @@ class Norm:
         weight, bias = self.module.weight, getattr(self.module, "bias", None)
         assert isinstance(weight, Tensor)  # noqa: S101 - as above
         kept = weight.clone(), bias.clone() if isinstance(bias, Tensor) else None
-        # The gain of some families is 1 plus the weight.
         self.set_gain(torch.ones_like(weight), torch.zeros_like(weight))
         try:
             output: Tensor = self.module(inputs)
@@ -115,6 +124,14 @@ class Norm:
         weight.copy_(gain - offset)
         if isinstance(bias, Tensor):
             bias.copy_(shift)
+
+    @torch.no_grad()
+    def copy(self, other: "Norm") -> None:
+        """Take gain and shift of a normalization of the same width."""
+        for name in ("weight", "bias"):
+            own, theirs = getattr(self.module, name, None), getattr(other.module, name, None)
+            if isinstance(own, Tensor) and isinstance(theirs, Tensor):
+                own.copy_(theirs)
 
     @property
     def gain_offset(self) -> float:

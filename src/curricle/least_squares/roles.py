@@ -16,8 +16,8 @@ Axes: example, position, column.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from curricle.least_squares.blocks import BlockCall, Part, read
 
-PLACE = 2
-"""Position of the changed column: the first would have one key only in a decoder."""
+PLACE, PAIR = 2, 2
+"""Position of the changed column, which has keys before it in a decoder, too; columns of a pair."""
 CHUNK = 256
 """Columns in one pass."""
 STEP = 3.0
@@ -89,55 +89,59 @@ def roles(block: nn.Module, call: BlockCall, state: Tensor, part: Part) -> Roles
     """
     probe = _Probe(block, call, state, part)
     effects = probe.effects()
-    mixing = [column for column, effect in effects.items() if effect.mixes]
-    if not mixing:
+    if not any(effect.mixes for effect in effects.values()):
         return _neurons(effects, part)
-    values = [column for column in mixing if effects[column].is_linear]
-    keys = [column for column in mixing if not effects[column].is_linear]
-    queries = [column for column in effects if not effects[column].mixes]
-    found: dict[frozenset[int], list[int]] = defaultdict(list)
-    for column in queries:
-        found[effects[column].columns].append(column)
-    heads: list[Head] = []
-    groups: dict[tuple[int, ...], int] = {}
-    for outputs, own in sorted(found.items(), key=lambda item: min(item[0], default=-1)):
-        shared = tuple(key for key in keys if outputs <= effects[key].columns)
-        ordered = {}
-        for value in values:
-            for output in effects[value].columns & outputs:
-                ordered[output] = value
-        if set(ordered) != set(outputs) or len(shared) != len(own):
-            return Roles(reason="queries, keys and values do not fit together")
-        group = groups.setdefault(shared, len(groups))
-        columns = sorted(outputs)
-        heads.append(
-            Head(
-                torch.tensor(own),
-                torch.tensor(shared),
-                torch.tensor([ordered[output] for output in columns]),
-                torch.tensor(columns),
-                group,
-            )
-        )
+    heads = _heads(effects)
+    if isinstance(heads, str):
+        return Roles(reason=heads)
     covered = sorted(column for head in heads for column in head.outputs.tolist())
     if covered != list(range(part.output.sizes[1])):
-        return Roles(reason="the heads do not make up the input of the map that writes")
-    return Roles(heads=tuple(probe.rotating(heads)))
+        return Roles(reason="its heads do not make up the input of the map that writes")
+    return Roles(heads=probe.rotating(heads))
+
+
+def _heads(effects: Mapping[int, "_Effect"]) -> list[Head] | str:
+    """Return the heads of attention, or the reason why they are not understood."""
+    keys = [column for column, effect in effects.items() if effect.mixes and not effect.is_linear]
+    values = [column for column, effect in effects.items() if effect.mixes and effect.is_linear]
+    queries: dict[frozenset[int], list[int]] = defaultdict(list)
+    for column, effect in effects.items():
+        if not effect.mixes:
+            queries[effect.columns].append(column)
+    heads = list[Head]()
+    groups: dict[tuple[int, ...], int] = {}
+    for outputs, columns in sorted(queries.items(), key=lambda item: min(item[0], default=-1)):
+        shared = tuple(key for key in keys if outputs <= effects[key].columns)
+        sources = {output: value for value in values for output in effects[value].columns & outputs}
+        if set(sources) != set(outputs) or len(shared) != len(columns):
+            return "its queries, keys and values do not fit together"
+        ordered = sorted(outputs)
+        heads.append(
+            Head(
+                queries=torch.tensor(columns),
+                keys=torch.tensor(shared),
+                values=torch.tensor([sources[output] for output in ordered]),
+                outputs=torch.tensor(ordered),
+                group=groups.setdefault(shared, len(groups)),
+            )
+        )
+    return heads
 
 
 def _neurons(effects: Mapping[int, "_Effect"], part: Part) -> Roles:
-    activated, multiplied = {}, {}
+    activated: dict[int, int] = {}
+    multiplied: dict[int, int] = {}
     for column, effect in effects.items():
         if len(effect.columns) != 1:
-            return Roles(reason="a column reaches no neuron, or several")
+            return Roles(reason="a column of it reaches no neuron, or several")
         (neuron,) = effect.columns
         target = multiplied if effect.is_linear else activated
         if neuron in target:
-            return Roles(reason="several columns activate one neuron")
+            return Roles(reason="several of its columns activate one neuron")
         target[neuron] = column
     size = range(part.output.sizes[1])
     if sorted(activated) != list(size) or (multiplied and sorted(multiplied) != list(size)):
-        return Roles(reason="the columns do not make up the input of the map that writes")
+        return Roles(reason="its columns do not make up the input of the map that writes")
     return Roles(
         neurons=Neurons(
             torch.tensor([activated[neuron] for neuron in size]),
@@ -159,8 +163,7 @@ class _Probe:
     """Passes of a block with the outputs of a part's maps replaced."""
 
     def __init__(self, block: nn.Module, call: BlockCall, state: Tensor, part: Part) -> None:
-        self._block, self._call, self._part = block, call, part
-        self._state = state
+        self._block, self._call, self._part, self._state = block, call, part, state
         generator = torch.Generator().manual_seed(0)
         self._width = sum(part.widths)
         shape = (1, state.shape[1], self._width)
@@ -180,11 +183,9 @@ class _Probe:
         )
         state = self._state.expand(len(columns), -1, -1)
         path = part.output.path
-        reading = read(
-            self._block, self._call, state, [], stop_at=path, replacements=replaced
-        )
+        reading = read(self._block, self._call, state, [], stop_at=path, replacements=replaced)
         received = reading.inputs[path]
-        return received.reshape(*columns.shape[:2], -1)
+        return received.reshape(*columns.shape[:2], -1).cpu()
 
     def effects(self) -> dict[int, _Effect]:
         """Return the effect of every column."""
@@ -201,46 +202,51 @@ class _Probe:
                 effects[column] = _effect(changes[0][row], changes[1][row])
         return effects
 
-    def rotating(self, heads: list[Head]) -> list[Head]:
+    def rotating(self, heads: Sequence[Head]) -> tuple[Head, ...]:
         """Return heads with the rotation of their queries and keys by position, and their scale."""
-        first = heads[0]
-        size = len(first.queries)
+        first, size = heads[0], len(heads[0].queries)
         base = self.base.clone()
         for head in heads:
             base[..., head.queries] = 0
             base[..., head.keys] = 0
-        plain = self.outcome(base)[0][..., first.outputs]
-        changed = base.repeat(size, 1, 1)
-        # A query of the first column, and at the position before a key of each column in turn.
-        changed[..., PLACE, first.queries[0]] = math.sqrt(size)
-        changed[torch.arange(size), PLACE - 1, first.keys] = 1.0
-        changes = (self.outcome(changed)[..., first.outputs] - plain)[:, PLACE].abs().amax(-1)
-        partners = (changes > THRESHOLD * changes.max()).nonzero()[:, 0].tolist()
+        partner = self._partner(first, base, 0)
         num_rotary, are_interleaved = 0, False
-        if len(partners) > 1:
-            # Two rotating columns are neighbors in either order.
-            are_interleaved = partners[1] == 1 and size > 2  # noqa: PLR2004
-            num_rotary = size if are_interleaved else 2 * partners[1]
-        scale = self._scale(first, base, plain)
-        return [
-            Head(
-                head.queries,
-                head.keys,
-                head.values,
-                head.outputs,
-                head.group,
-                num_rotary,
-                are_interleaved,
-                scale,
+        if partner is not None:
+            # With two rotating columns in all, the next column has no partner of its own.
+            are_interleaved = partner == 1 and size > PAIR and self._partner(first, base, PAIR) == 3  # noqa: PLR2004
+            num_rotary = size if are_interleaved else 2 * partner
+        return tuple(
+            replace(
+                head,
+                num_rotary=num_rotary,
+                are_interleaved=are_interleaved,
+                scale=self._scale(first, base),
             )
             for head in heads
-        ]
+        )
 
-    def _scale(self, head: Head, base: Tensor, plain: Tensor) -> float:
-        """Return the factor of the product, from the attention to a key at the same position."""
+    def _partner(self, head: Head, base: Tensor, column: int) -> int | None:
+        """Return the key column that rotates with a query column; None if none does."""
         size = len(head.queries)
+        plain = self.outcome(base)[0][..., head.outputs]
+        changed = base.repeat(size, 1, 1)
+        # A query of the column, and at the position before it a key of each column in turn.
+        changed[:, PLACE, head.queries[column]] = math.sqrt(size)
+        changed[torch.arange(size), PLACE - 1, head.keys] = 1.0
+        changes = (self.outcome(changed)[..., head.outputs] - plain)[:, PLACE].abs().amax(-1)
+        reached = (changes > THRESHOLD * changes.max()).nonzero()[:, 0].tolist()
+        partners = [other for other in reached if other > column]
+        return partners[0] if partners else None
+
+    def _scale(self, head: Head, base: Tensor) -> float:
+        """Return the factor of the product, from the attention to a key at the same position.
+
+        With normalized queries and keys it is not comparable between models, and 1.
+        """
+        if self._part.inner_norms:
+            return 1.0
+        size, column = len(head.queries), len(head.queries) - 1
         changed = base.clone()
-        column = size - 1
         # Values are 1 where the key is, and 0 elsewhere, so the output is the attention.
         changed[..., head.values] = 0
         changed[:, PLACE, head.values] = 1
@@ -248,9 +254,8 @@ class _Probe:
         changed[:, PLACE, head.queries[column]] = math.sqrt(size)
         changed[:, PLACE, head.keys[column]] = 1.0
         weight = self.outcome(changed)[0, PLACE, head.outputs[0]].double()
-        odds = torch.log(weight / (1 - weight)) - torch.log(uniform / (1 - uniform))
-        del plain
-        return odds.item() / math.sqrt(size)
+        odds = torch.logit(weight) - torch.logit(uniform)
+        return float(odds) / math.sqrt(size)
 
 
 def _effect(forward: Tensor, backward: Tensor) -> _Effect:

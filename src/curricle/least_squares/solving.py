@@ -19,24 +19,12 @@ RIDGE = 1e-4
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Affine:
     """An affine map y = W x + b."""
 
     weight: Float[Tensor, "output input"]
     bias: Float[Tensor, " output"]
-
-    def at(self, outputs: Tensor) -> "Affine":
-        """Return the map of some outputs."""
-        return Affine(self.weight[outputs], self.bias[outputs])
-
-    def after(self, decode: Float[Tensor, "input other"]) -> "Affine":
-        """Return the map of inputs that are `decode` times other inputs."""
-        return Affine(self.weight @ decode, self.bias)
-
-    def before(self, encode: Float[Tensor, "other output"]) -> "Affine":
-        """Return the map whose outputs are `encode` times these outputs."""
-        return Affine(encode @ self.weight, encode @ self.bias)
 
 
 @final

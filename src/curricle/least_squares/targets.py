@@ -23,9 +23,9 @@ from curricle.least_squares.roles import Head, Roles
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Survey:
-    """Second moments of what a teacher's part computes."""
+    """Second moments of what a teacher's part computes, summed over rows."""
 
     part: Part
     roles: Roles
@@ -36,7 +36,7 @@ class Survey:
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
     """Targets of a student's part, for each of the teacher's parts that it stands for."""
 
@@ -46,7 +46,6 @@ class Encoding:
     """The teacher's inputs of the map that writes are about these matrices times the student's."""
     is_set: Tensor
     """Which columns have a target."""
-    note: str = ""
 
 
 def encoding(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tensor) -> Encoding:
@@ -107,11 +106,44 @@ def _neurons(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tens
     return Encoding(tuple(columns), tuple(inputs), is_set)
 
 
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """Heads of a teacher that share their keys and values."""
+
+    number: int
+    """Number of their part."""
+    heads: tuple[Head, ...]
+    energy: float
+    """Energy of what they write into the student's stream."""
+
+
 def _heads(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tensor) -> Encoding:
     columns, inputs = _empty(part, surveys)
     is_set = torch.zeros(sum(part.widths), dtype=torch.bool)
     groups = _groups(student.heads)
-    sources: list[tuple[float, int, list[Head]]] = []
+    sources = _sources(surveys, stream, size=len(groups[0]))
+    best = sorted(range(len(sources)), key=lambda index: -sources[index].energy)[: len(groups)]
+    # In the teacher's order, so that a student with as many heads is its teacher.
+    for heads, index in zip(groups.values(), sorted(best), strict=False):
+        source = sources[index]
+        survey, first = surveys[source.number], source.heads[0]
+        # Keys and values are those of all heads of the group.
+        encode, decode = _values(heads[0], first, survey, _written(survey, stream))
+        matrix, back = columns[source.number], inputs[source.number]
+        matrix[heads[0].values[:, None], first.values] = encode
+        matrix[heads[0].keys[:, None], first.keys] = _product(heads[0], first, survey)[1]
+        is_set[heads[0].values] = is_set[heads[0].keys] = True
+        for head, other in zip(heads, source.heads, strict=False):
+            matrix[head.queries[:, None], other.queries] = _product(head, other, survey)[0]
+            is_set[head.queries] = True
+            back[other.outputs[:, None], head.outputs] = decode
+    return Encoding(tuple(columns), tuple(inputs), is_set)
+
+
+def _sources(surveys: Sequence[Survey], stream: Tensor, *, size: int) -> list[_Source]:
+    """Return the teacher's groups of heads, each with its best heads, at most `size`."""
+    sources = []
     for number, survey in enumerate(surveys):
         written = _written(survey, stream)
         for heads in _groups(survey.roles.heads).values():
@@ -119,31 +151,10 @@ def _heads(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tensor
                 _energy(written[:, head.outputs], survey.inputs[head.outputs][:, head.outputs])
                 for head in heads
             ]
-            size = len(next(iter(groups.values())))
             order = sorted(range(len(heads)), key=lambda index: -energies[index])[:size]
-            kept = [heads[index] for index in sorted(order)]
-            sources.append((sum(energies[index] for index in order), number, kept))
-    best = sorted(range(len(sources)), key=lambda index: -sources[index][0])[: len(groups)]
-    for heads, index in zip(groups.values(), sorted(best), strict=False):
-        _, number, others = sources[index]
-        survey = surveys[number]
-        written = _written(survey, stream)
-        for position, (head, other) in enumerate(zip(heads, others, strict=False)):
-            queries, keys = _product(head, other, survey)
-            columns[number][head.queries[:, None], other.queries] = queries
-            is_set[head.queries] = True
-            if position:
-                continue
-            # Keys and values are those of all heads of the group.
-            columns[number][head.keys[:, None], other.keys] = keys
-            encode, _ = _values(head, other, survey, written)
-            columns[number][head.values[:, None], other.values] = encode
-            is_set[head.keys] = True
-            is_set[head.values] = True
-        _, decode = _values(heads[0], others[0], survey, written)
-        for head, other in zip(heads, others, strict=False):
-            inputs[number][other.outputs[:, None], head.outputs] = decode
-    return Encoding(tuple(columns), tuple(inputs), is_set)
+            best = tuple(heads[index] for index in sorted(order))
+            sources.append(_Source(number, best, sum(energies[index] for index in order)))
+    return sources
 
 
 def _groups(heads: Sequence[Head]) -> dict[int, list[Head]]:
@@ -157,9 +168,7 @@ def _energy(written: Tensor, moment: Tensor) -> float:
     return float((written @ moment @ written.mT).diagonal().sum())
 
 
-def _values(
-    head: Head, other: Head, survey: Survey, written: Tensor
-) -> tuple[Tensor, Tensor]:
+def _values(head: Head, other: Head, survey: Survey, written: Tensor) -> tuple[Tensor, Tensor]:
     """Return the student's values as a map of the teacher's, and the way back."""
     size, width = len(head.values), len(other.values)
     if size >= width:

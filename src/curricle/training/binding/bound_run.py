@@ -41,7 +41,7 @@ from curricle.training.binding.batches import (
 )
 from curricle.training.binding.bound_stages import BoundStage, StageProbe
 from curricle.training.binding.causality import check_causal
-from curricle.training.binding.starting import BoundStart, bind_start
+from curricle.training.binding.starting import BoundStart, bind_start, start_notes
 from curricle.training.binding.timeline import check_rule, plan_spans
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.placement import place_model
@@ -187,6 +187,9 @@ def bind(
     # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)
     _check_pairing(stream, student, live, settings)
+    warm_start = bind_start(
+        curriculum.init, student, live, stream=stream, seed=seed, placement=settings.placement
+    )
     return BoundRun(
         name=curriculum.name,
         student=student,
@@ -199,9 +202,10 @@ def bind(
         seed=seed,
         draws_noise=probe.draws_noise,
         draws_foreign_noise=probe.draws_foreign_noise,
-        warm_start=bind_start(curriculum.init, student, live, stream=stream, seed=seed),
+        warm_start=warm_start,
         notes=(
             *((curriculum.note,) if curriculum.note else ()),
+            *start_notes(warm_start),
             *epoch_notes(curriculum.stages, stream, spans[-1].end),
             *surrounding_notes(),
             *weight_notes(student.module),

@@ -8,6 +8,7 @@ Binding finds the weights that a `curriculum.initialization` value reaches and c
   else, layer normalizations included, stays as it was drawn. Rows are mapped one by one, r -> A r.
 - `MLP`: the first linear map becomes the least-squares fit of A h to the inputs, where h is the
   teacher's first hidden layer, over the first `BATCHES` batches of the stream.
+- `least_squares`, see `least_squares_start`: all blocks.
 
 Axes: row, student_width, teacher_width, example, input.
 
@@ -26,7 +27,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from curricle.colocation import beside
-from curricle.curriculum.initialization import START, Map, WarmStart
+from curricle.curriculum.initialization import (
+    START,
+    LeastSquaresStart,
+    Map,
+    PrincipalStart,
+    RandomStart,
+    WarmStart,
+)
 from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.embeddings import embedding_tables, matching_tables
@@ -35,6 +43,7 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.base import require
 from curricle.records import StagePlan, Usage
 from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.least_squares_start import BoundLeastSquares, bind_least_squares
 from curricle.training.setup.costs import Meter
 from curricle.training.setup.placement import Placement
 
@@ -62,6 +71,11 @@ def apply_start(start: "BoundStart | None", usage: Usage, placement: Placement) 
     return replace(read, teacher_flops=meter.flops, seconds=placement.now() - begins)
 
 
+def start_notes(start: "BoundStart | None") -> tuple[str, ...]:
+    """Return what a start leaves as drawn, one sentence each."""
+    return start.notes if isinstance(start, BoundLeastSquares) else ()
+
+
 def bind_start(
     start: WarmStart | None,
     student: TappedModel,
@@ -69,6 +83,7 @@ def bind_start(
     *,
     stream: Stream,
     seed: int,
+    placement: Placement,
 ) -> "BoundStart | None":
     """Return a warm start bound to models and data, or None if there is none.
 
@@ -78,6 +93,7 @@ def bind_start(
         teacher: The model that teaches.
         stream: Training data.
         seed: Seed of the run.
+        placement: Placement of the models.
 
     Raises:
         BindError: If the models have nothing to start from, or do not fit.
@@ -85,6 +101,8 @@ def bind_start(
     if start is None:
         return None
     network = require(teacher, "teacher").model
+    if isinstance(start, LeastSquaresStart):
+        return bind_least_squares(start, student, network, stream=stream, placement=placement)
     if isinstance(student.module, MLP) and isinstance(network.module, MLP):
         return _bind_map(start, student.module, network, network.module, stream=stream, seed=seed)
     return _bind_tables(start, student.module, network.module, seed=seed)
@@ -110,7 +128,7 @@ class _Setting:
 class _TableStart:
     """Embeddings set from embeddings."""
 
-    declared: WarmStart
+    declared: RandomStart | PrincipalStart
     map: Map
     settings: Sequence[_Setting]
     """The token table first: the map is made for its rows."""
@@ -142,7 +160,7 @@ class _TableStart:
 
 
 def _bind_tables(
-    start: WarmStart, student: nn.Module, teacher: nn.Module, *, seed: int
+    start: RandomStart | PrincipalStart, student: nn.Module, teacher: nn.Module, *, seed: int
 ) -> "BoundStart":
     """Return a start of language models, bound.
 
@@ -219,7 +237,7 @@ def _setting(label: str, target: Tensor, source: Tensor, *, is_mapped: bool = Tr
 class _MapStart:
     """A first linear map fitted to the projection of the teacher's first layer."""
 
-    declared: WarmStart
+    declared: RandomStart | PrincipalStart
     map: Map
     linear: nn.Linear
     teacher: TappedModel
@@ -273,7 +291,7 @@ def _concatenated(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
 
 
 def _bind_map(
-    start: WarmStart,
+    start: RandomStart | PrincipalStart,
     student: MLP,
     teacher: TappedModel,
     network: MLP,
@@ -314,7 +332,12 @@ def _first(network: MLP) -> nn.Linear:
 
 
 def _start_plan(
-    start: WarmStart, *, taps: str, objective: str, widths: tuple[int, int], count: int
+    start: RandomStart | PrincipalStart,
+    *,
+    taps: str,
+    objective: str,
+    widths: tuple[int, int],
+    count: int,
 ) -> StagePlan:
     student, teacher = widths
     return StagePlan(
@@ -332,5 +355,5 @@ def _start_plan(
     )
 
 
-BoundStart = _TableStart | _MapStart
+BoundStart = _TableStart | _MapStart | BoundLeastSquares
 """A warm start bound to its models."""

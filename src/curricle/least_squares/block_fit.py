@@ -1,0 +1,290 @@
+"""Fit of one block of a student to the blocks of its teacher that it stands for.
+
+Within a block the order is that of its pass, so that each map reads what the student computes by
+then, errors included: normalizations before a part, the maps that read, the map that writes, the
+normalization after it.
+
+- The gain and shift of a normalization are those of least error to the mapped output of the
+  teacher's.
+- The maps that read are fitted to the targets of `targets`.
+- The map that writes is fitted to the mapped next state of the teacher less the state of the
+  student. Where a block stands for several, the state after attention is the one before them plus
+  all that their attention writes.
+
+Axes: row, width, column.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import final
+
+import torch
+from torch import Tensor
+
+from curricle.least_squares.blocks import Part, Reading, read
+from curricle.least_squares.calibrated import CalibratedModel, Understood
+from curricle.least_squares.maps import Norm
+from curricle.least_squares.solving import Affine, ChannelMoments, Moments
+from curricle.least_squares.targets import Encoding, Survey, encoding
+
+
+def obstacle(student: Understood, teachers: Sequence[Understood]) -> str:
+    """Return the reason why a block cannot be fitted; empty if there is none."""
+    if student.reason:
+        return student.reason
+    for teacher in teachers:
+        if teacher.reason:
+            return f"of the teacher's, {teacher.reason}"
+        if [part.form for part in teacher.parts] != [part.form for part in student.parts]:
+            return "the teacher's has other parts"
+    return ""
+
+
+@final
+class BlockFit:
+    """A block of the student, and the teacher's blocks that it stands for."""
+
+    def __init__(
+        self,
+        student: CalibratedModel,
+        number: int,
+        teacher: CalibratedModel,
+        blocks: Sequence[int],
+        *,
+        stream: Tensor,
+        understood: Understood,
+        teachers: Sequence[Understood],
+    ) -> None:
+        """Take a pair whose `obstacle` is empty.
+
+        Args:
+            student: The student; its states are the inputs of the block.
+            number: Number of the block.
+            teacher: The teacher; its states are the inputs of its first block.
+            blocks: Numbers of its blocks, in order.
+            stream: Map from the teacher's states to the student's.
+            understood: Parts of the student's block.
+            teachers: Parts of the teacher's.
+        """
+        self._student, self._number, self._teacher = student, number, teacher
+        self._blocks, self._stream = blocks, stream
+        self._parts, self._roles = understood.parts, understood.roles
+        self._teachers = teachers
+        # Of each block, in each batch.
+        self._inputs = [list(teacher.states)]
+        for block in blocks[:-1]:
+            states = enumerate(self._inputs[-1])
+            self._inputs.append([teacher.run(batch, block, state) for batch, state in states])
+        self._surveys = [self._survey(index) for index in range(len(blocks))]
+
+    def fit(self) -> list[str]:
+        """Set the weights of the block.
+
+        Returns:
+            What was left as drawn, with the reason.
+        """
+        left = list[str]()
+        stages = [part.stage for part in self._parts]
+        for stage in dict.fromkeys(stages):
+            members = [index for index, number in enumerate(stages) if number == stage]
+            left += self._fit_stage(members)
+        return left
+
+    def _fit_stage(self, members: Sequence[int]) -> list[str]:
+        """Fit the parts that read one state.
+
+        Returns:
+            What was left as drawn, with the reason.
+        """
+        first = self._parts[members[0]].stage == 0
+        fitted, left = dict[int, Encoding](), list[str]()
+        for member in members:
+            part = self._parts[member]
+            # The state is that before the first of the teacher's blocks, or within the last.
+            source = 0 if first else len(self._blocks) - 1
+            if part.norm is not None:
+                self._fit_norm(part.norm, member, source)
+            reason = self._mismatch(member)
+            if reason:
+                left.append(f"{part.inputs[0].path}: {reason}")
+                continue
+            self._copy_inner_norms(member)
+            surveys = [survey[member] for survey in self._surveys]
+            fitted[member] = encoding(self._roles[member], part, surveys, self._stream)
+            self._fit_readers(member, fitted[member])
+        self._fit_writers(members, fitted)
+        last = len(self._blocks) - 1
+        for member in members:
+            end_norm = self._parts[member].end_norm
+            if end_norm is not None:
+                self._fit_norm(end_norm, member, last, is_end=True)
+        return left
+
+    def _mismatch(self, member: int) -> str:
+        """Return the reason why the maps of a part that read have no targets."""
+        part, role = self._parts[member], self._roles[member]
+        for teacher in self._teachers:
+            other, other_role = teacher.parts[member], teacher.roles[member]
+            if role.reason or other_role.reason:
+                return role.reason or other_role.reason
+            if bool(role.heads) != bool(other_role.heads):
+                return "the teacher's is of another kind"
+            if role.neurons is not None and other_role.neurons is not None:
+                gates = role.neurons.multiplied, other_role.neurons.multiplied
+                if (gates[0] is None) != (gates[1] is None):
+                    return "one of both has gates"
+            widths = [[norm.width for norm in entry.inner_norms] for entry in (part, other)]
+            if widths[0] != widths[1]:
+                return "normalizations inside it have other widths than the teacher's"
+        return ""
+
+    def _copy_inner_norms(self, member: int) -> None:
+        others = self._teachers[-1].parts[member].inner_norms
+        for norm, other in zip(self._parts[member].inner_norms, others, strict=True):
+            norm.copy(other)
+
+    def _student_reading(self, batch: int, paths: Sequence[str], stop_at: str = "") -> Reading:
+        model = self._student
+        call, state = model.calls[batch][self._number], model.states[batch]
+        return read(model.blocks[self._number], call, state, paths, stop_at=stop_at)
+
+    def _teacher_reading(self, index: int, batch: int, paths: Sequence[str]) -> Reading:
+        block, model = self._blocks[index], self._teacher
+        call, state = model.calls[batch][block], self._inputs[index][batch]
+        return read(model.blocks[block], call, state, paths)
+
+    def _batches(self) -> range:
+        return range(len(self._student.states))
+
+    def _survey(self, index: int) -> list[Survey]:
+        """Return the second moments of each part of a teacher's block."""
+        understood, surveys = self._teachers[index], list[Survey]()
+        for batch in self._batches():
+            paths = [
+                linear.path for part in understood.parts for linear in (*part.inputs, part.output)
+            ]
+            reading = self._teacher_reading(index, batch, paths)
+            for number, part in enumerate(understood.parts):
+                columns = self._columns(part, reading, batch)
+                columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
+                inputs = self._teacher.rows(batch, reading.inputs[part.output.path])
+                moments = columns.mT @ columns, inputs.mT @ inputs
+                if batch:
+                    surveys[number].columns += moments[0]
+                    surveys[number].inputs += moments[1]
+                else:
+                    surveys.append(Survey(part, understood.roles[number], *moments))
+        return surveys
+
+    def _columns(self, part: Part, reading: Reading, batch: int) -> Tensor:
+        rows = [self._teacher.rows(batch, reading.outputs[linear.path]) for linear in part.inputs]
+        return torch.cat(rows, dim=1)
+
+    def _fit_norm(self, norm: Norm, member: int, index: int, *, is_end: bool = False) -> None:
+        """Fit a normalization before a part, or that of the sum behind it."""
+        part, sums = self._teachers[index].parts[member], ChannelMoments()
+        other = part.end_norm if is_end else part.norm
+        # A teacher's part may read its state as it is, as the first of ModernBERT does.
+        path = part.state_path if other is None else other.path
+        for batch in self._batches():
+            received = self._student_reading(batch, [norm.path], norm.path).inputs[norm.path]
+            reading = self._teacher_reading(index, batch, [path])
+            target = reading.inputs[path] if other is None else reading.outputs[path]
+            sums.add(
+                self._student.rows(batch, norm.plain(received)),
+                self._teacher.rows(batch, target) @ self._stream.mT,
+            )
+        norm.set_gain(*sums.gain_and_shift(has_shift=norm.has_shift))
+
+    def _fit_readers(self, member: int, code: Encoding) -> None:
+        part = self._parts[member]
+        sums = [Moments(has_bias=linear.has_bias) for linear in part.inputs]
+        others = [teacher.parts[member] for teacher in self._teachers]
+        path = part.inputs[0].path
+        for batch in self._batches():
+            reading = self._student_reading(batch, [path], path)
+            received = self._student.rows(batch, reading.inputs[path])
+            targets = torch.zeros(len(received), sum(part.widths), dtype=torch.float64)
+            for index, (other, matrix) in enumerate(zip(others, code.columns, strict=True)):
+                paths = [linear.path for linear in other.inputs]
+                their_reading = self._teacher_reading(index, batch, paths)
+                targets += self._columns(other, their_reading, batch) @ matrix.mT
+            for moments, columns in zip(sums, targets.split(part.widths, dim=1), strict=True):
+                moments.add(received, columns)
+        starts = accumulate(part.widths, initial=0)
+        for linear, moments, start in zip(part.inputs, sums, starts, strict=False):
+            columns = slice(start, start + linear.sizes[0])
+            solution = moments.solve(self._reader_prior(others, code, columns))
+            drawn, is_set = linear.affine, code.is_set[columns]
+            linear.set(
+                Affine(
+                    torch.where(is_set[:, None], solution.weight, drawn.weight),
+                    torch.where(is_set, solution.bias, drawn.bias),
+                )
+            )
+
+    def _reader_prior(self, others: Sequence[Part], code: Encoding, columns: slice) -> Affine:
+        """Return the teacher's maps as the student would have them."""
+        weight = torch.zeros(columns.stop - columns.start, len(self._stream), dtype=torch.float64)
+        bias = torch.zeros(len(weight), dtype=torch.float64)
+        for other, matrix in zip(others, code.columns, strict=True):
+            maps = [linear.affine for linear in other.inputs]
+            weights = torch.cat([entry.weight for entry in maps])
+            weight += matrix[columns] @ weights @ self._stream.mT
+            bias += matrix[columns] @ torch.cat([entry.bias for entry in maps])
+        return Affine(weight, bias)
+
+    def _fit_writers(self, members: Sequence[int], fitted: dict[int, Encoding]) -> None:
+        parts = [self._parts[member] for member in members]
+        paths, state_path = [part.output.path for part in parts], parts[0].state_path
+        sums = Moments(has_bias=parts[0].output.has_bias)
+        # All maps of a stage write one sum; the last of them ends the pass.
+        for batch in self._batches():
+            reading = self._student_reading(batch, [*paths, state_path], paths[-1])
+            received = [self._student.rows(batch, reading.inputs[path]) for path in paths]
+            state = self._student.rows(batch, reading.inputs[state_path])
+            target = self._next_state(batch, members) @ self._stream.mT - state
+            sums.add(torch.cat(received, dim=1), target)
+        solution = sums.solve(self._writer_prior(members, fitted))
+        sizes = [part.output.sizes[1] for part in parts]
+        # A single bias stands for all.
+        biases = [solution.bias, *(torch.zeros_like(solution.bias) for _ in parts[1:])]
+        for part, weight, bias in zip(
+            parts, solution.weight.split(sizes, dim=1), biases, strict=True
+        ):
+            part.output.set(Affine(weight, bias))
+
+    def _writer_prior(self, members: Sequence[int], fitted: dict[int, Encoding]) -> Affine:
+        """Return the teacher's maps that write, as the student would have them."""
+        weights, bias = list[Tensor](), torch.zeros(len(self._stream), dtype=torch.float64)
+        for member in members:
+            weight = torch.zeros(*self._parts[member].output.sizes, dtype=torch.float64)
+            if member in fitted:
+                for teacher, decode in zip(self._teachers, fitted[member].inputs, strict=True):
+                    other = teacher.parts[member].output.affine
+                    weight += self._stream @ other.weight @ decode
+                    bias += self._stream @ other.bias
+            weights.append(weight)
+        return Affine(torch.cat(weights, dim=1), bias)
+
+    def _next_state(self, batch: int, members: Sequence[int]) -> Tensor:
+        """Return the teacher's state after a stage, before a normalization of the sum."""
+        last, stage = len(self._blocks) - 1, self._parts[members[0]].stage
+        end_norm = self._teachers[last].parts[members[-1]].end_norm
+        if end_norm is not None:
+            reading = self._teacher_reading(last, batch, [end_norm.path])
+            return self._teacher.rows(batch, reading.inputs[end_norm.path])
+        if stage == self._parts[-1].stage:
+            output = self._teacher_reading(last, batch, []).result
+            assert output is not None  # noqa: S101 - the pass was not ended
+            return self._teacher.rows(batch, output)
+        total = self._teacher.rows(batch, self._inputs[0][batch])
+        for index, teacher in enumerate(self._teachers):
+            before, after = (
+                next(part.state_path for part in teacher.parts if part.stage == number)
+                for number in (stage, stage + 1)
+            )
+            reading = self._teacher_reading(index, batch, [before, after])
+            rows = [self._teacher.rows(batch, reading.inputs[path]) for path in (before, after)]
+            total = total + rows[1] - rows[0]
+        return total

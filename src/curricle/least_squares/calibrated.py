@@ -1,0 +1,168 @@
+"""A model with the arguments of its blocks in each batch of a calibration.
+
+Blocks run one at a time on the states that the blocks before them have made, so that a fit of block
+after block costs each of them a few passes, and not the whole model.
+
+Axes: example, position, row (a counted position), width.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from curricle.least_squares.blocks import Anatomy, BlockCall, Part, anatomy
+from curricle.least_squares.roles import Roles, roles
+from curricle.models.tapped import SEQUENCE_FIRST, Inputs, TappedModel
+
+PROBED_POSITIONS = 5
+"""Tokens of the example by which roles are determined."""
+STATE_AXES = 3
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Understood:
+    """Parts of a block and their roles; none, with a reason, if they are not understood."""
+
+    parts: tuple[Part, ...] = ()
+    roles: tuple[Roles, ...] = ()
+    reason: str = ""
+
+
+@final
+class CalibratedModel:
+    """A model, its blocks, and their inputs in each batch."""
+
+    def __init__(
+        self,
+        model: TappedModel,
+        batches: Sequence[Inputs],
+        counted: Sequence[Bool[Tensor, "example position"] | None],
+    ) -> None:
+        """Run the model on each batch.
+
+        Args:
+            model: The model, in evaluation mode.
+            batches: Its inputs.
+            counted: Positions that count; None for all.
+        """
+        self.model, self.batches, self._counted = model, batches, counted
+        self.module = model.module
+        self.places = [model.place(number) for number in range(1, model.depth + 1)]
+        self.paths = [place.path for place in self.places]
+        self.blocks = [self.module.get_submodule(path) for path in self.paths]
+        self._roles: dict[object, tuple[Roles, ...]] = {}
+        self.calls: list[list[BlockCall]] = []
+        """Arguments of each block in each batch."""
+        self.states: list[Tensor] = []
+        """Input of the next block to fit, in each batch."""
+        self.restart()
+
+    @property
+    def obstacle(self) -> str:
+        """Return the reason why no block can run by itself; empty if there is none."""
+        if len(set(self.paths)) < len(self.paths):
+            return "its blocks share their weights"
+        if any(place.order == SEQUENCE_FIRST for place in self.places):
+            return "its states have the positions before the examples"
+        if any(state.ndim != STATE_AXES for state in self.states):
+            return "its states are not rows of positions"
+        return ""
+
+    @property
+    def width(self) -> int:
+        """Return the width of the states."""
+        return self.states[0].shape[-1]
+
+    def restart(self) -> None:
+        """Run the model again, whose weights may have changed, up to the first block's input."""
+        passes = [self._pass(inputs) for inputs in self.batches]
+        self.calls = [calls for calls, _ in passes]
+        self.states = [state for _, state in passes]
+
+    def _pass(self, inputs: Inputs) -> tuple[list[BlockCall], Tensor]:
+        calls = list[tuple[BlockCall, Tensor]]()
+
+        def before(_: nn.Module, args: tuple[object, ...], keywords: Mapping[str, object]) -> None:
+            if args and isinstance(args[0], Tensor):
+                calls.append((BlockCall(args[1:], dict(keywords)), args[0]))
+                return
+            for name, value in keywords.items():
+                if isinstance(value, Tensor):
+                    others = {key: keywords[key] for key in keywords if key != name}
+                    calls.append((BlockCall(args, others, name), value))
+                    return
+
+        with ExitStack() as stack, torch.no_grad():
+            for block in self.blocks:
+                handle = block.register_forward_pre_hook(before, with_kwargs=True)
+                stack.callback(handle.remove)
+            forward = stack.enter_context(self.model.open_taps([self.places[-1]], logits=False))
+            forward(inputs)
+        return [call for call, _ in calls], calls[0][1]
+
+    def rows(self, batch: int, tensor: Tensor) -> Float[Tensor, "row width"]:
+        """Return the counted positions of a batch as rows, in float64 on the CPU.
+
+        Args:
+            batch: Number of the batch.
+            tensor: A tensor with the examples and positions of the states, or of other rows.
+        """
+        leading, counted = self.states[batch].shape[:2], self._counted[batch]
+        rows = tensor.reshape(-1, tensor.shape[-1])
+        if counted is not None and len(rows) == leading.numel():
+            rows = rows[counted.flatten().to(rows.device)]
+        return rows.to("cpu", torch.float64)
+
+    def understood(self, number: int) -> Understood:
+        """Return parts and roles of a block."""
+        block, call, state = self.blocks[number], self.calls[0][number], self.states[0]
+        found = anatomy(block, call, state)
+        if found.reason:
+            return Understood(reason=found.reason)
+        return Understood(found.parts, self._roles_of(number, found))
+
+    def _roles_of(self, number: int, found: Anatomy) -> tuple[Roles, ...]:
+        # Blocks of a stack are alike: those with the same maps of the same sizes have these roles.
+        key = tuple(
+            (linear.path, linear.sizes)
+            for part in found.parts
+            for linear in (*part.inputs, part.output)
+        )
+        if key not in self._roles:
+            block, (calls, state) = self.blocks[number], self._pass(_example(self.batches[0]))
+            call = calls[number]
+            if any(weight.dtype != torch.float32 for weight in block.parameters()):
+                # Effects of single columns drown in the rounding of 16 bits.
+                block, call = copy.deepcopy(block).float(), call.in_float32()
+            self._roles[key] = tuple(
+                roles(block, call, state.float(), part) for part in found.parts
+            )
+        return self._roles[key]
+
+    def run(self, batch: int, number: int, state: Tensor) -> Tensor:
+        """Return the output of a block for a state of a batch."""
+        with torch.no_grad():
+            return self.calls[batch][number].run(self.blocks[number], state)
+
+    def advance(self, number: int) -> None:
+        """Replace the states by the outputs of a block."""
+        self.states = [self.run(batch, number, state) for batch, state in enumerate(self.states)]
+
+
+def _example(inputs: Inputs) -> Inputs:
+    """Return one example, of a few positions if it has tokens."""
+    if isinstance(inputs, Tensor):
+        return _first(inputs)
+    return {name: _first(tensor) for name, tensor in inputs.items()}
+
+
+def _first(tensor: Tensor) -> Tensor:
+    has_tokens = tensor.ndim == 2 and not tensor.is_floating_point()  # noqa: PLR2004
+    return tensor[:1, :PROBED_POSITIONS] if has_tokens else tensor[:1]

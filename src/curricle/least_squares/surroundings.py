@@ -1,0 +1,320 @@
+"""Fit of what lies before and behind the blocks: embeddings, normalizations, heads.
+
+Before the blocks, parameters are paired by name; every axis of the teacher's width is mapped to the
+student's, which covers tables of tokens and positions, patches of images and class tokens. Behind
+them, modules are paired by the order of their calls:
+
+- a map to outputs of both models, such as the logits, is fitted through its input: the teacher's
+  weights times the least-squares map from the student's input to the teacher's;
+- a map into neurons, such as that of a pooler, is fitted to those neurons of the teacher that the
+  next map reads most;
+- a map whose activation a normalization follows, before a table of tokens as output, is fitted to
+  the mapped input of that normalization plus a constant. The normalization subtracts the constant,
+  and behind it the activation is nearly the identity.
+
+Axes: row, width.
+"""
+
+from collections.abc import Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from curricle.least_squares.calibrated import CalibratedModel
+from curricle.least_squares.maps import LinearMap, Norm, linear_map, norm_of
+from curricle.least_squares.solving import Affine, ChannelMoments, Moments
+
+SHIFT = 3.0
+"""Constant of the last kind of map, in standard deviations of its output."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Student and teacher in one calibration."""
+
+    student: CalibratedModel
+    teacher: CalibratedModel
+    stream: Tensor
+    """Map from the teacher's states to the student's."""
+
+    @property
+    def batches(self) -> range:
+        """Return the numbers of the batches."""
+        return range(len(self.student.batches))
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A module outside the blocks with its call in the first batch."""
+
+    path: str
+    linear: LinearMap | None
+    norm: Norm | None
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Surroundings:
+    """Modules that run before and behind the blocks, in order."""
+
+    before: tuple[_Step, ...]
+    behind: tuple[_Step, ...]
+    early: frozenset[str]
+    """Parameters that belong to no block and to no module that runs behind the blocks only."""
+
+
+def fit_front(pair: Pair) -> list[str]:
+    """Set what lies before the blocks.
+
+    Returns:
+        What was left as drawn, with the reason.
+    """
+    own, other = _surroundings(pair.student), _surroundings(pair.teacher)
+    norms, other_norms = ([step.norm for step in side.before if step.norm] for side in (own, other))
+    fitted = {f"{norm.path}.{name}" for norm in norms for name in ("weight", "bias")}
+    sources = {name: weight.detach() for name, weight in pair.teacher.module.named_parameters()}
+    left = list[str]()
+    with torch.no_grad():
+        for name, weight in pair.student.module.named_parameters():
+            if name not in own.early or name in fitted:
+                continue
+            source = _paired(name, weight, sources)
+            mapped = None if source is None else _mapped(source, weight.shape, pair.stream)
+            if mapped is None:
+                left.append(f"{name}: the teacher has no parameter that fits")
+            else:
+                weight.copy_(mapped)
+    if len(norms) != len(other_norms):
+        return [*left, "normalizations before the blocks: the teacher has others"]
+    for norm, twin in zip(norms, other_norms, strict=True):
+        _fit_norm(pair, norm, twin)
+    return left
+
+
+def fit_tail(pair: Pair) -> list[str]:
+    """Fit what lies behind the blocks, which are fitted by now.
+
+    Returns:
+        What was left as drawn, with the reason.
+    """
+    own, other = _surroundings(pair.student), _surroundings(pair.teacher)
+    kinds = [[step.norm is None for step in side.behind] for side in (own, other)]
+    if kinds[0] != kinds[1]:
+        return ["the head: the teacher's has other modules"]
+    left = list[str]()
+    early = {
+        id(weight) for name, weight in pair.student.module.named_parameters() if name in own.early
+    }
+    for number, (step, twin) in enumerate(zip(own.behind, other.behind, strict=True)):
+        reason = ""
+        if step.norm is not None and twin.norm is not None:
+            if (step.norm.width, twin.norm.width) == tuple(pair.stream.shape):
+                _fit_norm(pair, step.norm, twin.norm)
+            else:
+                reason = "its width is not that of the states"
+        elif step.linear is not None and twin.linear is not None:
+            ahead = number + 1 < len(own.behind)
+            following = (
+                (own.behind[number + 1], other.behind[number + 1]) if ahead else (None, None)
+            )
+            reason = _fit_map(pair, (step.linear, twin.linear), following, early)
+        if reason:
+            left.append(f"{step.path}: {reason}")
+    return left
+
+
+def _fit_map(
+    pair: Pair,
+    maps: tuple[LinearMap, LinearMap],
+    following: Sequence[_Step | None],
+    early: Set[int],
+) -> str:
+    """Fit a map behind the blocks.
+
+    Args:
+        pair: The models.
+        maps: The student's map and the teacher's.
+        following: The step behind each.
+        early: Identities of the parameters that are set before the blocks.
+
+    Returns:
+        The reason if it was left as drawn.
+    """
+    linear, other = maps
+    own_next, other_next = following
+    if id(linear.module.weight) in early:
+        # Its weight is the table of tokens, which is set already.
+        linear.set_bias(other)
+        return ""
+    if linear.sizes[0] == other.sizes[0]:
+        return _fit_outputs(pair, linear, other)
+    if linear.sizes[0] > other.sizes[0] or own_next is None or other_next is None:
+        return "its outputs are not those of the teacher's"
+    if own_next.linear is not None and other_next.linear is not None:
+        return _fit_neurons(pair, linear, other, other_next.linear)
+    if own_next.norm is None or not own_next.norm.subtracts_mean or not linear.has_bias:
+        return "what follows it is not understood"
+    assert other_next.norm is not None  # noqa: S101 - of the same kind
+    return _fit_shifted(pair, linear, other_next.norm)
+
+
+def _fit_outputs(pair: Pair, linear: LinearMap, other: LinearMap) -> str:
+    # With the bias of the inner map: the map's own bias takes what it adds.
+    moments = Moments(has_bias=linear.has_bias)
+    for batch in pair.batches:
+        moments.add(
+            _rows(pair.student, batch, linear.path)[0], _rows(pair.teacher, batch, other.path)[0]
+        )
+    sizes = other.sizes[1], linear.sizes[1]
+    start = torch.zeros(*sizes, dtype=torch.float64)
+    if sizes == (pair.stream.shape[1], pair.stream.shape[0]):
+        start = pair.stream.mT.clone()
+    inner = moments.solve(Affine(start, torch.zeros(sizes[0], dtype=torch.float64)))
+    affine = other.affine
+    linear.set(Affine(affine.weight @ inner.weight, affine.bias + affine.weight @ inner.bias))
+    return ""
+
+
+def _fit_neurons(pair: Pair, linear: LinearMap, other: LinearMap, reader: LinearMap) -> str:
+    size = linear.sizes[0]
+    if reader.sizes[1] != other.sizes[0]:
+        return "what follows it is not understood"
+    energy = torch.zeros(other.sizes[0], dtype=torch.float64)
+    for batch in pair.batches:
+        energy += (
+            pair.teacher.rows(batch, _tensors(pair.teacher, batch, reader.path)[0]).square().sum(0)
+        )
+    energy *= reader.affine.weight.square().sum(0)
+    chosen = energy.topk(size).indices.sort().values
+    moments = Moments(has_bias=linear.has_bias)
+    for batch in pair.batches:
+        target = _rows(pair.teacher, batch, other.path)[1]
+        moments.add(_rows(pair.student, batch, linear.path)[0], target[:, chosen])
+    drawn = linear.affine
+    zero = Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias))
+    linear.set(moments.solve(zero))
+    return ""
+
+
+def _fit_shifted(pair: Pair, linear: LinearMap, norm: Norm) -> str:
+    if (linear.sizes[0], norm.width) != tuple(pair.stream.shape):
+        return "its width is not that of the states"
+    moments, targets = Moments(has_bias=True), list[Tensor]()
+    for batch in pair.batches:
+        target = (
+            pair.teacher.rows(batch, _tensors(pair.teacher, batch, norm.path)[0]) @ pair.stream.mT
+        )
+        targets.append(target)
+        moments.add(pair.student.rows(batch, _tensors(pair.student, batch, linear.path)[0]), target)
+    drawn = linear.affine
+    solution = moments.solve(Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias)))
+    values = torch.cat(targets)
+    # Positive almost everywhere, and beyond the bend of the activation.
+    shift = SHIFT - values.min(0).values.median() + SHIFT * values.std()
+    linear.set(Affine(solution.weight, solution.bias + shift))
+    return ""
+
+
+def _fit_norm(pair: Pair, norm: Norm, other: Norm) -> None:
+    sums = ChannelMoments()
+    for batch in pair.batches:
+        received = _tensors(pair.student, batch, norm.path)[0]
+        target = _tensors(pair.teacher, batch, other.path)[1]
+        sums.add(
+            pair.student.rows(batch, norm.plain(received)),
+            pair.teacher.rows(batch, target) @ pair.stream.mT,
+        )
+    norm.set_gain(*sums.gain_and_shift(has_shift=norm.has_shift))
+
+
+def _rows(model: CalibratedModel, batch: int, path: str) -> tuple[Tensor, Tensor]:
+    """Return counted rows of input and output of a module in its last call."""
+    received, returned = _tensors(model, batch, path)
+    return model.rows(batch, received), model.rows(batch, returned)
+
+
+def _tensors(model: CalibratedModel, batch: int, path: str) -> tuple[Tensor, Tensor]:
+    """Return input and output of a module in its last call."""
+    calls = list[tuple[Tensor, Tensor]]()
+
+    def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((args[0], output))
+
+    with ExitStack() as stack, torch.no_grad():
+        stack.callback(model.module.get_submodule(path).register_forward_hook(record).remove)
+        forward = stack.enter_context(model.model.open_taps((), logits=True))
+        forward(model.batches[batch])
+    return calls[-1]
+
+
+def _surroundings(model: CalibratedModel) -> _Surroundings:
+    """Return the modules outside the blocks, as the first batch calls them."""
+    # Number of blocks that have run before each call.
+    calls, num_blocks = list[tuple[int, _Step]](), 0
+
+    def count(*_: object) -> None:
+        nonlocal num_blocks
+        num_blocks += 1
+
+    def record_at(path: str) -> object:
+        def record(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+                norm = norm_of(path, module, args[0], output)
+                calls.append((num_blocks, _Step(path, linear_map(path, module), norm)))
+
+        return record
+
+    with ExitStack() as stack, torch.no_grad():
+        for path, module in model.module.named_modules():
+            if path in model.paths:
+                stack.callback(module.register_forward_hook(count).remove)
+            elif not _is_inside(path, model) and not any(module.children()):
+                stack.callback(module.register_forward_hook(record_at(path)).remove)
+        forward = stack.enter_context(model.model.open_taps((), logits=True))
+        forward(model.batches[0])
+    before = tuple(step for number, step in calls if number == 0)
+    late = {step.path for number, step in calls if number} - {step.path for step in before}
+    early = frozenset(
+        name
+        for name, _ in model.module.named_parameters()
+        if not _is_inside(name, model) and name.rpartition(".")[0] not in late
+    )
+    behind = (step for number, step in calls if number == len(model.paths))
+    return _Surroundings(before, tuple(step for step in behind if step.norm or step.linear), early)
+
+
+def _is_inside(path: str, model: CalibratedModel) -> bool:
+    return any(path.startswith(f"{block}.") for block in model.paths)
+
+
+def _paired(name: str, weight: Tensor, sources: dict[str, Tensor]) -> Tensor | None:
+    """Return the teacher's parameter of the same name, or with the same end of the name."""
+    if name in sources:
+        return sources[name]
+    end = name.split(".")[-2:]
+    candidates = [
+        source
+        for path, source in sources.items()
+        if path.split(".")[-2:] == end and source.ndim == weight.ndim
+    ]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _mapped(source: Tensor, shape: Sequence[int], stream: Tensor) -> Tensor | None:
+    """Return a teacher's parameter with its axis of the states mapped; None if it does not fit."""
+    source, sizes = source.to("cpu", torch.float64), tuple(stream.shape)
+    if source.ndim != len(shape):
+        return None
+    pairs = list(zip(shape, source.shape, strict=True))
+    if all(size == other for size, other in pairs):
+        return source
+    # Tables have the states on their last axis; maps from other features on their first.
+    axes = [axis for axis, pair in enumerate(pairs) if pair == sizes]
+    if not axes or any(pair[0] != pair[1] for axis, pair in enumerate(pairs) if axis != axes[-1]):
+        return None
+    return (source.movedim(axes[-1], -1) @ stream.mT).movedim(-1, axes[-1])

@@ -1,0 +1,160 @@
+"""Warm start by least squares, bound to models and data.
+
+Binding runs both models on the first batch and notes what cannot be fitted; applying the start
+reads the calibration batches and sets the weights. Memory: the states of both models at one depth,
+for all calibration batches, and squares of the widths.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from curricle.curriculum.initialization import START, LeastSquaresStart
+from curricle.data.streams import Stream
+from curricle.errors import BindError
+from curricle.least_squares.fitting import CalibrationBatch, block_ends, fit, inspect
+from curricle.models.peft_adapters import is_tuned
+from curricle.models.tapped import TappedModel
+from curricle.records import StagePlan, Usage
+from curricle.training.setup.placement import Placement
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundLeastSquares:
+    """A fit of all blocks that is ready to run."""
+
+    declared: LeastSquaresStart
+    student: TappedModel
+    teacher: TappedModel
+    stream: Stream
+    placement: Placement
+    left: tuple[str, ...]
+    """Blocks that stay as drawn, with the reasons."""
+    widths: tuple[int, int]
+    """Widths of the states of student and teacher."""
+
+    @property
+    def plan(self) -> StagePlan:
+        """Return the start as a stage of no steps."""
+        student, teacher = self.student.depth, self.teacher.depth
+        ends = block_ends(student, teacher)
+        pairs = (f"{number} <- {end}" for number, end in enumerate(ends, start=1))
+        trained = (weight for weight in self.student.module.parameters() if weight.requires_grad)
+        return StagePlan(
+            name=START,
+            teacher="final",
+            taps=", ".join(pairs),
+            objective="least squares, block by block",
+            projection=f"principal {self.widths[0]}x{self.widths[1]}",
+            widths=f"{self.widths[0]} <- {self.widths[1]}",
+            steps=0,
+            student_flops=0,
+            teacher_flops=0,
+            trained_parameters=sum(weight.numel() for weight in trained),
+            memory_bytes=0,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is left as drawn, one sentence each."""
+        return tuple(f"'init' leaves as drawn {entry}" for entry in self.left)
+
+    def apply(self) -> Usage:
+        """Set the student's weights.
+
+        Returns:
+            The examples that were read.
+        """
+        number, stream = self.declared.batches, self.stream
+        batches = [_calibration(stream, self.placement, step) for step in range(number)]
+        fit(self.student, self.teacher, batches)
+        return Usage(examples=number * stream.batch_size, tokens=number * stream.tokens_per_batch)
+
+
+def bind_least_squares(
+    start: LeastSquaresStart,
+    student: TappedModel,
+    teacher: TappedModel,
+    *,
+    stream: Stream,
+    placement: Placement,
+) -> BoundLeastSquares:
+    """Return the start, bound.
+
+    Args:
+        start: The start as declared.
+        student: The model that learns.
+        teacher: The model that teaches.
+        stream: Training data.
+        placement: Placement of the models.
+
+    Raises:
+        BindError: If no block can be fitted, the student is wider or deeper than its teacher, one
+            of them has adapters or frozen weights, or both read different tokens.
+    """
+    for role, model in (("student", student), ("teacher", teacher)):
+        _check_model(role, model)
+    if student.depth > teacher.depth:
+        raise BindError(
+            f"'init' by least squares needs a student no deeper than its teacher; got "
+            f"{student.depth} and {teacher.depth} blocks"
+        )
+    frozen = [
+        name for name, weight in student.module.named_parameters() if not weight.requires_grad
+    ]
+    if frozen:
+        raise BindError(
+            f"'init' by least squares sets all weights of the student; got {frozen[0]!r} frozen; "
+            f"set its requires_grad, or leave 'init' out"
+        )
+    widths, left = inspect(student, teacher, _calibration(stream, placement, 0))
+    if widths[0] > widths[1]:
+        raise BindError(
+            f"'init' by least squares needs a student no wider than its teacher; got widths "
+            f"{widths[0]} and {widths[1]}"
+        )
+    if len(left) == student.depth:
+        raise BindError(
+            f"'init' by least squares can fit no block of {type(student.module).__name__}: "
+            f"{left[0]}; 'principal' sets the embeddings alone"
+        )
+    return BoundLeastSquares(
+        declared=start,
+        student=student,
+        teacher=teacher,
+        stream=stream,
+        placement=placement,
+        left=left,
+        widths=widths,
+    )
+
+
+def _check_model(role: str, model: TappedModel) -> None:
+    if not model.depth:
+        raise BindError(
+            f"'init' by least squares needs a {role} with numbered blocks; "
+            f"curricle.tapped(model, blocks=[...]) names them"
+        )
+    for path, module in model.module.named_modules():
+        if is_tuned(module):
+            raise BindError(
+                f"'init' by least squares needs a {role} without adapters; PEFT has wrapped "
+                f"{path!r}; merge the adapter into it (merge_and_unload), or leave 'init' out"
+            )
+    if any(weight.is_meta for weight in model.module.parameters()):
+        raise BindError(
+            f"'init' by least squares needs a {role} with all weights in memory; its 'device_map' "
+            f"offloads some; load the model without offloading, or leave 'init' out"
+        )
+
+
+def _calibration(stream: Stream, placement: Placement, step: int) -> CalibrationBatch:
+    batch = placement.part_of(stream.batch(step))
+    if batch.alignment is not None:
+        raise BindError(
+            "'init' by least squares needs models that read the same tokens; the data pair two "
+            "tokenizers"
+        )
+    return CalibrationBatch(
+        student=batch.inputs, teacher=batch.for_teacher.inputs, counted=batch.valid
+    )
