@@ -170,8 +170,8 @@ class BlockFit:
                 inputs = self._teacher.rows(batch, reading.inputs[part.output.path])
                 moments = columns.mT @ columns, inputs.mT @ inputs
                 if batch:
-                    surveys[number].columns += moments[0]
-                    surveys[number].inputs += moments[1]
+                    surveys[number].columns.add_(moments[0])
+                    surveys[number].inputs.add_(moments[1])
                 else:
                     surveys.append(Survey(part, understood.roles[number], *moments))
         return surveys
@@ -275,9 +275,7 @@ class BlockFit:
             reading = self._teacher_reading(last, batch, [end_norm.path])
             return self._teacher.rows(batch, reading.inputs[end_norm.path])
         if stage == self._parts[-1].stage:
-            output = self._teacher_reading(last, batch, []).result
-            assert output is not None  # noqa: S101 - the pass was not ended
-            return self._teacher.rows(batch, output)
+            return self._teacher.rows(batch, self._teacher_reading(last, batch, []).outputs[""])
         total = self._teacher.rows(batch, self._inputs[0][batch])
         for index, teacher in enumerate(self._teachers):
             before, after = (

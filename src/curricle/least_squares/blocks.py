@@ -309,16 +309,14 @@ class _Stop(BaseException):
 
 
 @final
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """Tensors of one pass of a block."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """Input of each module that was read, by path."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    """Output of each."""
-    result: Tensor | None = None
-    """Output of the block; None if the pass ended before it."""
+    """Output of each; that of the block has an empty path, unless the pass ended before it."""
 
 
 def read(
@@ -360,5 +358,5 @@ def read(
             module, (before, after) = block.get_submodule(path), hooks(path)
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after).remove)
-        reading.result = call.run(block, state)
+        reading.outputs[""] = call.run(block, state)
     return reading

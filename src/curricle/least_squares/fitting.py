@@ -139,7 +139,7 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
     ends, other.states = other.states, states
     reason = obstacle(understood, teachers)
     if reason:
-        left = [f"{name}: {reason}"]
+        left = [f"{name!r}: {reason}"]
     else:
         fit_of_block = BlockFit(
             own,

@@ -97,7 +97,7 @@ def roles(block: nn.Module, call: BlockCall, state: Tensor, part: Part) -> Roles
     covered = sorted(column for head in heads for column in head.outputs.tolist())
     if covered != list(range(part.output.sizes[1])):
         return Roles(reason="its heads do not make up the input of the map that writes")
-    return Roles(heads=probe.rotating(heads))
+    return Roles(heads=probe.completed(heads))
 
 
 def _heads(effects: Mapping[int, "_Effect"]) -> list[Head] | str:
@@ -202,13 +202,14 @@ class _Probe:
                 effects[column] = _effect(changes[0][row], changes[1][row])
         return effects
 
-    def rotating(self, heads: Sequence[Head]) -> tuple[Head, ...]:
-        """Return heads with the rotation of their queries and keys by position, and their scale."""
-        first, size = heads[0], len(heads[0].queries)
+    def completed(self, heads: Sequence[Head]) -> tuple[Head, ...]:
+        """Return heads with queries and keys in pairs, their scale, and their rotation."""
         base = self.base.clone()
         for head in heads:
             base[..., head.queries] = 0
             base[..., head.keys] = 0
+        paired = [self._paired(head, base) for head in heads]
+        first, size = paired[0], len(paired[0].queries)
         partner = self._partner(first, base, 0)
         num_rotary, are_interleaved = 0, False
         if partner is not None:
@@ -216,14 +217,32 @@ class _Probe:
             are_interleaved = partner == 1 and size > PAIR and self._partner(first, base, PAIR) == 3  # noqa: PLR2004
             num_rotary = size if are_interleaved else 2 * partner
         return tuple(
-            replace(
-                head,
-                num_rotary=num_rotary,
-                are_interleaved=are_interleaved,
-                scale=self._scale(first, base),
-            )
-            for head in heads
+            replace(head, num_rotary=num_rotary, are_interleaved=are_interleaved) for head in paired
         )
+
+    def _paired(self, head: Head, base: Tensor) -> Head:
+        """Return a head whose queries are in the order of their keys, with the factor of products.
+
+        Each query in turn meets keys of rising size at its own position, where nothing rotates, so
+        that the attention to them shows its key by its rank. Normalized queries and keys have no
+        such ranks; their order is that of the columns, and their scale is not needed.
+        """
+        if self._part.inner_norms:
+            return head
+        size = len(head.queries)
+        base = base.clone()
+        # Values are 1 where the keys are, and 0 elsewhere, so the output is the attention.
+        base[..., head.values] = 0
+        base[:, PLACE, head.values] = 1
+        sizes = torch.arange(1, size + 1) / size
+        uniform = self.outcome(base)[0, PLACE, head.outputs[0]].double()
+        changed = base.repeat(size, 1, 1)
+        changed[:, PLACE, head.keys] = sizes.to(changed)
+        changed[torch.arange(size), PLACE, head.queries] = math.sqrt(size)
+        weights = self.outcome(changed)[:, PLACE, head.outputs[0]].double()
+        odds = torch.logit(weights) - torch.logit(uniform)
+        scale = float(odds.mean() / (math.sqrt(size) * sizes.double().mean()))
+        return replace(head, queries=head.queries[odds.argsort()], scale=scale)
 
     def _partner(self, head: Head, base: Tensor, column: int) -> int | None:
         """Return the key column that rotates with a query column; None if none does."""
@@ -237,25 +256,6 @@ class _Probe:
         reached = (changes > THRESHOLD * changes.max()).nonzero()[:, 0].tolist()
         partners = [other for other in reached if other > column]
         return partners[0] if partners else None
-
-    def _scale(self, head: Head, base: Tensor) -> float:
-        """Return the factor of the product, from the attention to a key at the same position.
-
-        With normalized queries and keys it is not comparable between models, and 1.
-        """
-        if self._part.inner_norms:
-            return 1.0
-        size, column = len(head.queries), len(head.queries) - 1
-        changed = base.clone()
-        # Values are 1 where the key is, and 0 elsewhere, so the output is the attention.
-        changed[..., head.values] = 0
-        changed[:, PLACE, head.values] = 1
-        uniform = self.outcome(changed)[0, PLACE, head.outputs[0]].double()
-        changed[:, PLACE, head.queries[column]] = math.sqrt(size)
-        changed[:, PLACE, head.keys[column]] = 1.0
-        weight = self.outcome(changed)[0, PLACE, head.outputs[0]].double()
-        odds = torch.logit(weight) - torch.logit(uniform)
-        return float(odds) / math.sqrt(size)
 
 
 def _effect(forward: Tensor, backward: Tensor) -> _Effect:

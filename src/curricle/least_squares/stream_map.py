@@ -44,7 +44,8 @@ def _leading(moment: Tensor, number: int) -> Tensor:
     _, vectors = torch.linalg.eigh(moment)
     leading = vectors[:, len(vectors) - number :].flip(1)
     largest = leading.gather(0, leading.abs().argmax(0, keepdim=True))
-    return leading * largest.sign()
+    signed: Tensor = leading * largest.sign()
+    return signed
 
 
 def _to_ones(width: int, dtype: torch.dtype) -> Tensor:

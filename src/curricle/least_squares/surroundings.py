@@ -9,8 +9,8 @@ them, modules are paired by the order of their calls:
 - a map into neurons, such as that of a pooler, is fitted to those neurons of the teacher that the
   next map reads most;
 - a map whose activation a normalization follows, before a table of tokens as output, is fitted to
-  the mapped input of that normalization plus a constant. The normalization subtracts the constant,
-  and behind it the activation is nearly the identity.
+  the mapped input of that normalization where the activation is nearly linear: plus a constant,
+  which the normalization subtracts, or, without a bias, at a small scale, which it undoes.
 
 Axes: row, width.
 """
@@ -28,7 +28,9 @@ from curricle.least_squares.maps import LinearMap, Norm, linear_map, norm_of
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
 
 SHIFT = 3.0
-"""Constant of the last kind of map, in standard deviations of its output."""
+"""Distance of the last kind of map from the bend of its activation, in standard deviations."""
+SMALL = 0.1
+"""Standard deviation of its output at a small scale: smooth activations bend at about 1."""
 
 
 @final
@@ -157,10 +159,9 @@ def _fit_map(
         return "its outputs are not those of the teacher's"
     if own_next.linear is not None and other_next.linear is not None:
         return _fit_neurons(pair, linear, other, other_next.linear)
-    if own_next.norm is None or not own_next.norm.subtracts_mean or not linear.has_bias:
+    if own_next.norm is None or other_next.norm is None:
         return "what follows it is not understood"
-    assert other_next.norm is not None  # noqa: S101 - of the same kind
-    return _fit_shifted(pair, linear, other_next.norm)
+    return _fit_straightened(pair, linear, own_next.norm, other_next.norm)
 
 
 def _fit_outputs(pair: Pair, linear: LinearMap, other: LinearMap) -> str:
@@ -201,22 +202,27 @@ def _fit_neurons(pair: Pair, linear: LinearMap, other: LinearMap, reader: Linear
     return ""
 
 
-def _fit_shifted(pair: Pair, linear: LinearMap, norm: Norm) -> str:
+def _fit_straightened(pair: Pair, linear: LinearMap, own_norm: Norm, norm: Norm) -> str:
+    """Fit a map to the input of a normalization, where the activation between is nearly linear.
+
+    Returns:
+        The reason if it was left as drawn.
+    """
     if (linear.sizes[0], norm.width) != tuple(pair.stream.shape):
         return "its width is not that of the states"
-    moments, targets = Moments(has_bias=True), list[Tensor]()
+    moments, targets = Moments(has_bias=linear.has_bias), list[Tensor]()
     for batch in pair.batches:
-        target = (
-            pair.teacher.rows(batch, _tensors(pair.teacher, batch, norm.path)[0]) @ pair.stream.mT
-        )
-        targets.append(target)
-        moments.add(pair.student.rows(batch, _tensors(pair.student, batch, linear.path)[0]), target)
-    drawn = linear.affine
+        targets.append(_rows(pair.teacher, batch, norm.path)[0] @ pair.stream.mT)
+        moments.add(_rows(pair.student, batch, linear.path)[0], targets[-1])
+    drawn, values = linear.affine, torch.cat(targets)
     solution = moments.solve(Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias)))
-    values = torch.cat(targets)
-    # Positive almost everywhere, and beyond the bend of the activation.
-    shift = SHIFT - values.min(0).values.median() + SHIFT * values.std()
-    linear.set(Affine(solution.weight, solution.bias + shift))
+    if own_norm.subtracts_mean and linear.has_bias:
+        # Positive almost everywhere, and beyond the bend of the activation.
+        shift = SHIFT - values.min(0).values.median() + SHIFT * values.std()
+        linear.set(Affine(solution.weight, solution.bias + shift))
+    else:
+        scale = SMALL / values.std()
+        linear.set(Affine(scale * solution.weight, scale * solution.bias))
     return ""
 
 

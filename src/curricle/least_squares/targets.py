@@ -23,7 +23,7 @@ from curricle.least_squares.roles import Head, Roles
 
 
 @final
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Survey:
     """Second moments of what a teacher's part computes, summed over rows."""
 

@@ -33,6 +33,7 @@ from curricle.training.binding.starting import BATCHES, bind_start
 from curricle.training.distill import distill, execute
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.placement import SingleDevice
 from curricle.values import fingerprint
 from tests.parts import INPUTS, Listed, mlp, parity
 
@@ -97,7 +98,14 @@ def started(
     stream: Any = None,
 ) -> dict[str, Tensor]:
     """Return the student's weights after a start."""
-    found = bind_start(start, student, LiveTeacher(teacher), stream=stream or strings(), seed=seed)
+    found = bind_start(
+        start,
+        student,
+        LiveTeacher(teacher),
+        stream=stream or strings(),
+        seed=seed,
+        placement=SingleDevice("cpu"),
+    )
     assert found is not None
     found.apply()
     return weights(student)
@@ -238,7 +246,14 @@ def test_a_frozen_table_is_not_overwritten(name: str) -> None:
         match=rf"^'init' must set weights that are trained, .*; got '[\w.]*{name}.weight' frozen; "
         r"set its requires_grad, or leave 'init' out, as for students with LoRA$",
     ):
-        bind_start(RandomStart(), student, teacher, stream=strings(), seed=0)
+        bind_start(
+            RandomStart(),
+            student,
+            teacher,
+            stream=strings(),
+            seed=0,
+            placement=SingleDevice("cpu"),
+        )
 
 
 def test_a_frozen_first_layer_is_not_overwritten() -> None:
@@ -448,6 +463,7 @@ def test_tables_are_set_without_reading_data() -> None:
         LiveTeacher(language("modernbert", TEACHER)),
         stream=stream,
         seed=0,
+        placement=SingleDevice("cpu"),
     )
     assert found is not None
     assert found.apply() == Usage()

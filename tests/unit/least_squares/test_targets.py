@@ -1,0 +1,140 @@
+"""Targets keep what a smaller part can compute of a larger one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle.least_squares.blocks import Part
+from curricle.least_squares.maps import LinearMap
+from curricle.least_squares.roles import Head, Neurons, Roles
+from curricle.least_squares.targets import Survey, encoding
+from tests.parts import drawn
+
+WIDTH, ROWS = 6, 400
+
+
+def linear(path: str, inputs: int, outputs: int, seed: int) -> LinearMap:
+    module = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(module.bias)
+    module.weight.data = drawn(outputs, inputs, seed=seed)
+    return LinearMap(path, module, is_transposed=False)
+
+
+def attention(
+    num_heads: int, size: int, *, seed: int = 0, num_rotary: int = 0
+) -> tuple[Part, Roles]:
+    width = num_heads * size
+    part = Part((linear("in", WIDTH, 3 * width, seed),), linear("out", width, WIDTH, seed + 1))
+    heads = [
+        Head(
+            queries=torch.arange(size) + size * number,
+            keys=torch.arange(size) + width + size * number,
+            values=torch.arange(size) + 2 * width + size * number,
+            outputs=torch.arange(size) + size * number,
+            group=number,
+            num_rotary=num_rotary,
+            scale=size**-0.5,
+        )
+        for number in range(num_heads)
+    ]
+    return part, Roles(heads=tuple(heads))
+
+
+def survey(part: Part, role: Roles, columns: Tensor, inputs: Tensor) -> Survey:
+    rows = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1).double()
+    return Survey(part, role, rows.mT @ rows, inputs.double().mT @ inputs.double())
+
+
+def test_a_part_of_equal_size_has_its_own_columns_as_targets() -> None:
+    part, role = attention(2, 3)
+    teacher = survey(part, role, drawn(ROWS, 18, seed=5), drawn(ROWS, 6, seed=6))
+    code = encoding(role, part, [teacher], torch.eye(WIDTH).double())
+    assert torch.equal(code.columns[0], torch.eye(18).double())
+    assert torch.equal(code.inputs[0], torch.eye(6).double())
+    assert bool(code.is_set.all())
+
+
+def test_the_head_that_writes_most_is_chosen() -> None:
+    part, role = attention(3, 2)
+    inputs = drawn(ROWS, 6, seed=6) * torch.tensor([0.1, 0.1, 5.0, 5.0, 0.1, 0.1])
+    teacher = survey(part, role, drawn(ROWS, 18, seed=5), inputs)
+    small, small_role = attention(1, 2, seed=9)
+    code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
+    queries = code.columns[0][:2]
+    assert queries[:, 2:4].tolist() == [[1, 0], [0, 1]]
+    assert not queries[:, :2].any()
+    assert not queries[:, 4:].any()
+
+
+def test_narrow_queries_and_keys_have_the_product_of_least_error() -> None:
+    part, role = attention(1, 4)
+    columns = drawn(ROWS, 12, seed=5)
+    teacher = survey(part, role, columns, drawn(ROWS, 4, seed=6))
+    small, small_role = attention(1, 2, seed=9)
+    code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
+    rows = columns.double()
+    queries, keys = (rows @ code.columns[0][start : start + 2].mT for start in (0, 2))
+    scores = queries @ keys.mT * 2**-0.5
+    key_rows = rows[:, 4:8] - rows[:, 4:8].mean(0)
+    exact = rows[:, :4] @ key_rows.mT * 4**-0.5
+    # Softmax takes no notice of what all keys have in common.
+    error = (scores - scores.mean(1, keepdim=True) - exact).square().sum()
+    best = torch.linalg.svdvals(exact)[2:].square().sum()
+    assert error <= 1.001 * best
+
+
+def test_rotating_columns_keep_their_frequencies() -> None:
+    part, role = attention(1, 8, num_rotary=8)
+    teacher = survey(part, role, drawn(ROWS, 24, seed=5), drawn(ROWS, 8, seed=6))
+    small, small_role = attention(1, 4, seed=9, num_rotary=4)
+    code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
+    # Pairs (0, 2) and (1, 3) of the student; (0, 4) and (2, 6) of the teacher's four.
+    factor = (8**-0.5 / 4**-0.5) ** 0.5
+    expected = torch.zeros(4, 8).double()
+    expected[[0, 1, 2, 3], [0, 2, 4, 6]] = factor
+    torch.testing.assert_close(code.columns[0][:4, :8], expected)
+
+
+def test_narrow_values_keep_the_directions_that_write_most() -> None:
+    part, role = attention(1, 4)
+    inputs = drawn(ROWS, 4, seed=6)
+    teacher = survey(part, role, drawn(ROWS, 12, seed=5), inputs)
+    small, small_role = attention(1, 2, seed=9)
+    code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
+    rows, weight = inputs.double(), part.output.affine.weight
+    encode = code.columns[0][4:6, 8:12]
+    back = rows @ encode.mT @ code.inputs[0].mT @ weight.mT
+    error = (back - rows @ weight.mT).square().sum()
+    least = torch.linalg.svdvals(rows @ weight.mT)[2:].square().sum()
+    assert error <= 1.001 * least
+
+
+@pytest.mark.parametrize("has_gates", [False, True])
+def test_the_neurons_that_write_most_are_chosen(has_gates: bool) -> None:
+    size = 5
+
+    def feed_forward(number: int, seed: int) -> tuple[Part, Roles]:
+        columns = number * (2 if has_gates else 1)
+        part = Part((linear("up", WIDTH, columns, seed),), linear("down", number, WIDTH, seed + 1))
+        multiplied = torch.arange(number, 2 * number) if has_gates else None
+        return part, Roles(neurons=Neurons(torch.arange(number), multiplied))
+
+    part, role = feed_forward(size, 0)
+    inputs = drawn(ROWS, size, seed=6) * torch.tensor([1.0, 9.0, 0.1, 0.2, 9.0])
+    teacher = survey(part, role, drawn(ROWS, size * (2 if has_gates else 1)), inputs)
+    small, small_role = feed_forward(2, 9)
+    code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
+    expected = torch.zeros(2, size).double()
+    expected[[0, 1], [1, 4]] = 1
+    assert torch.equal(code.columns[0][:2, :size], expected)
+    assert torch.equal(code.inputs[0], expected.mT)
+    if has_gates:
+        assert torch.equal(code.columns[0][2:, size:], expected)
+
+
+def test_columns_beyond_those_of_the_teacher_have_no_target() -> None:
+    part, role = attention(1, 2)
+    teacher = survey(part, role, drawn(ROWS, 6), drawn(ROWS, 2, seed=1))
+    large, large_role = attention(2, 2, seed=9)
+    code = encoding(large_role, large, [teacher], torch.eye(WIDTH).double())
+    assert code.is_set.tolist() == [True, True, False, False] * 3

@@ -1,0 +1,136 @@
+"""A start by least squares in runs: what it costs, what it refuses, and that it resumes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import curricle
+from curricle.errors import BindError, SpecError
+from curricle.records import EvaluationRecord, Record, RunRecord
+from tests.parts import Listed
+from tests.unit.least_squares import families
+from tests.unit.least_squares.families import TOKENS, model
+
+pytest.importorskip("transformers")
+
+
+def texts(number: int = 6) -> Listed:
+    batches = []
+    for seed in range(number):
+        inputs = families.inputs("llama", seed)
+        assert isinstance(inputs, dict)
+        ids = inputs["input_ids"]
+        positions = torch.arange(ids.numel()).view(ids.shape)[:, :-1].flatten()
+        batches.append(
+            curricle.Batch(inputs=inputs, labels=ids[:, 1:].flatten(), selected=positions)
+        )
+    return Listed(*batches)
+
+
+def student(**fields: Any) -> nn.Module:
+    return model("llama", seed=1, **{"hidden_size": 8, "intermediate_size": 16, **fields})
+
+
+def run(
+    network: nn.Module,
+    init: Any,
+    *,
+    folder: Path | None = None,
+    fails_at: int | None = None,
+    resume: bool = False,
+) -> tuple[curricle.Result, Sequence[Record]]:
+    """Return a run of four steps and its records; it may fail after a step."""
+    records: list[Record] = []
+
+    def observe(record: Record) -> None:
+        records.append(record)
+        if isinstance(record, EvaluationRecord) and record.usage.steps == fails_at:
+            raise RuntimeError("interrupted")
+
+    result = curricle.distill(
+        network,
+        model("llama"),
+        curricle.one_shot(total="4 steps", init=init),
+        texts(),
+        evaluation=list(texts(2).batches),
+        metric="kl",
+        optimizer=curricle.SGD(learning_rate=1e-4),
+        settings=curricle.TrainingSettings(eval_every=1, save_every=2),
+        output_dir=folder,
+        resume=resume,
+        observers=[observe],
+    )
+    return result, records
+
+
+def first_kl(records: Sequence[Record]) -> float:
+    return next(one.metrics["kl"] for one in records if isinstance(one, EvaluationRecord))
+
+
+def test_a_student_starts_nearer_to_its_teacher_than_by_its_embeddings() -> None:
+    random, embeddings, blocks = (
+        first_kl(run(student(), init)[1]) for init in (None, "principal", "least_squares")
+    )
+    assert blocks < 0.9 * min(random, embeddings)
+
+
+def test_a_student_of_the_teachers_size_starts_as_its_teacher() -> None:
+    _, records = run(model("llama", seed=1), "least_squares")
+    assert first_kl(records) < 1e-6
+
+
+def test_calibration_counts_as_usage() -> None:
+    plain, _ = run(student(), None)
+    started, records = run(student(), curricle.LeastSquaresStart(batches=3))
+    difference = started.usage.examples - plain.usage.examples
+    assert difference == 3 * 8
+    assert started.usage.tokens - plain.usage.tokens == 3 * texts().tokens_per_batch
+    # Both models run on each batch several times.
+    assert started.usage.teacher_flops > plain.usage.teacher_flops
+    opening = next(one for one in records if isinstance(one, RunRecord))
+    plan = opening.stages[0]
+    assert (plan.name, plan.steps, plan.widths) == ("warm start", 0, "8 <- 16")
+    assert plan.taps == "1 <- 1, 2 <- 2"
+
+
+def test_a_run_that_goes_on_does_not_start_again(tmp_path: Path) -> None:
+    whole, _ = run(student(), "least_squares")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run(student(), "least_squares", folder=tmp_path / "run", fails_at=3)
+    resumed, _ = run(student(), "least_squares", folder=tmp_path / "run", resume=True)
+    for name, weight in whole.student.state_dict().items():
+        assert torch.equal(weight, resumed.student.state_dict()[name])
+    assert resumed.usage.examples == whole.usage.examples
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 3}, "no deeper than its teacher; got 3 and 2 blocks"),
+        ({"hidden_size": 32}, "no wider than its teacher; got widths 32 and 16"),
+    ],
+)
+def test_a_larger_student_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(BindError, match=message):
+        run(student(**fields), "least_squares")
+
+
+def test_frozen_weights_are_refused() -> None:
+    network = student()
+    network.get_parameter("lm_head.weight").requires_grad_(requires_grad=False)
+    with pytest.raises(BindError, match=r"got 'lm_head.weight' frozen"):
+        run(network, "least_squares")
+
+
+def test_models_without_a_common_part_are_refused() -> None:
+    with pytest.raises(BindError, match=r"can fit no block of BertForMaskedLM: .* other parts"):
+        run(model("bert", seed=1, vocab_size=TOKENS), "least_squares")
+
+
+def test_a_name_that_no_start_has_is_refused() -> None:
+    with pytest.raises(SpecError, match="'init' must be one of 'random', 'principal'"):
+        curricle.one_shot(total="4 steps", init="least_square")
