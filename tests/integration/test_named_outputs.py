@@ -178,7 +178,7 @@ def test_labels_of_a_second_head_are_checked_against_its_classes() -> None:
     with pytest.raises(SpecError, match="'chunk' has no effect with 'output'"):
         curricle.LabelLoss(output="shape", chunk=8)
     # Digests of runs without the field are those of earlier versions.
-    assert "output" not in plain(curricle.LabelLoss())  # type: ignore[operator]
+    assert "output" not in plain(curricle.LabelLoss())
 
 
 def test_both_heads_are_matched_in_one_stage() -> None:

@@ -206,6 +206,7 @@ def test_another_metric_may_choose_the_best() -> None:
         settings=curricle.TrainingSettings(device="cpu", eval_every=2, keep_best="f1_macro"),
     )
     assert set(result.metrics) == {"accuracy", "nll", "f1_macro"}
+    assert result.best_step is not None
     assert 0 < result.best_step <= STEPS
     with pytest.raises(SpecError, match="must read the labels"):
         metrics_beside("accuracy", "pearson")
