@@ -26,13 +26,16 @@ class Block(nn.Module):
             first, second = (
                 down(up(read).relu()) for up, down in zip(self.ups, self.downs, strict=True)
             )
-            return states + first + second
+            total: Tensor = states + first + second
+            return total
         for number in range(2):
             read = self.norms[number](states) if self.place in {"before", "beside"} else states
             states = states + self.downs[number](self.ups[number](read).relu())
             if self.place == "after":
                 states = self.norms[number](states)
-        return states + self.norms[2](states) if self.place == "beside" else states
+        if self.place == "beside":
+            states = states + self.norms[2](states)
+        return states
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ class Opaque(nn.Module):
         self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
 
     def forward(self, states: Tensor) -> Tensor:
-        return states + 2 * self.down(self.up(self.norm(states)).relu())
+        changed: Tensor = states + 2 * self.down(self.up(self.norm(states)).relu())
+        return changed
 
 
 class Stack(nn.Module):

@@ -28,11 +28,14 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         columns = self.a(self.first(states))[..., self.order]
-        heads = columns.unflatten(-1, (3, 2, WIDTH // 2)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=self.is_causal)
+        queries, keys, values = columns.unflatten(-1, (3, 2, WIDTH // 2)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(
+            queries, keys, values, is_causal=self.is_causal
+        )
         states = states + self.b(mixed.transpose(1, 2).flatten(2))
-        gates, values = self.c(self.second(states)).chunk(2, -1)
-        return states + self.d(values * nn.functional.gelu(gates))
+        gates, factors = self.c(self.second(states)).chunk(2, -1)
+        changed: Tensor = states + self.d(factors * nn.functional.gelu(gates))
+        return changed
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -105,7 +108,8 @@ def test_a_part_that_is_neither_has_a_reason() -> None:
             self.up, self.down = nn.Linear(WIDTH, 6), nn.Linear(6, WIDTH)
 
         def forward(self, states: Tensor) -> Tensor:
-            return states + self.down(self.up(states).softmax(-1))
+            changed: Tensor = states + self.down(self.up(states).softmax(-1))
+            return changed
 
     block, state, call = Mixer().eval(), drawn(1, LENGTH, WIDTH), BlockCall((), {})
     part = anatomy(block, call, state).parts[0]

@@ -121,7 +121,7 @@ def test_a_larger_student_is_refused(fields: dict[str, Any], message: str) -> No
 
 def test_frozen_weights_are_refused() -> None:
     network = student()
-    network.get_parameter("lm_head.weight").requires_grad_(requires_grad=False)
+    network.get_parameter("lm_head.weight").requires_grad = False
     with pytest.raises(BindError, match=r"got 'lm_head.weight' frozen"):
         run(network, "least_squares")
 
