@@ -15,6 +15,7 @@ Axes: row, width, column.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import final
 
@@ -26,6 +27,41 @@ from curricle.least_squares.calibrated import CalibratedModel, Understood
 from curricle.least_squares.maps import Norm
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
 from curricle.least_squares.targets import Encoding, Survey, encoding
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class TeacherBlock:
+    """A block of the teacher, and all that it computes in each batch."""
+
+    understood: Understood
+    states: Sequence[Tensor]
+    """Its input in each batch."""
+    readings: Sequence[Reading]
+    """Tensors of its maps and normalizations."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Return its parts."""
+        return self.understood.parts
+
+
+def teacher_block(model: CalibratedModel, number: int) -> TeacherBlock:
+    """Return a block of a teacher, and advance the teacher behind it."""
+    understood, states = model.understood(number), model.states
+    paths = [
+        module.path
+        for part in understood.parts
+        for module in (*part.inputs, part.output, part.norm, part.end_norm)
+        if module is not None
+    ]
+    calls = (calls[number] for calls in model.calls)
+    readings = [
+        read(model.blocks[number], call, state, paths)
+        for call, state in zip(calls, states, strict=True)
+    ]
+    model.states = [reading.outputs[""] for reading in readings]
+    return TeacherBlock(understood, states, readings)
 
 
 def obstacle(student: Understood, teachers: Sequence[Understood]) -> str:
@@ -49,33 +85,25 @@ class BlockFit:
         student: CalibratedModel,
         number: int,
         teacher: CalibratedModel,
-        blocks: Sequence[int],
         *,
         stream: Tensor,
         understood: Understood,
-        teachers: Sequence[Understood],
+        teachers: Sequence[TeacherBlock],
     ) -> None:
         """Take a pair whose `obstacle` is empty.
 
         Args:
             student: The student; its states are the inputs of the block.
             number: Number of the block.
-            teacher: The teacher; its states are the inputs of its first block.
-            blocks: Numbers of its blocks, in order.
+            teacher: The teacher.
             stream: Map from the teacher's states to the student's.
             understood: Parts of the student's block.
-            teachers: Parts of the teacher's.
+            teachers: The teacher's blocks, in order.
         """
         self._student, self._number, self._teacher = student, number, teacher
-        self._blocks, self._stream = blocks, stream
+        self._stream, self._teachers = stream, teachers
         self._parts, self._roles = understood.parts, understood.roles
-        self._teachers = teachers
-        # Of each block, in each batch.
-        self._inputs = [list(teacher.states)]
-        for block in blocks[:-1]:
-            states = enumerate(self._inputs[-1])
-            self._inputs.append([teacher.run(batch, block, state) for batch, state in states])
-        self._surveys = [self._survey(index) for index in range(len(blocks))]
+        self._surveys = [self._survey(block) for block in teachers]
 
     def fit(self) -> list[str]:
         """Set the weights of the block.
@@ -101,7 +129,7 @@ class BlockFit:
         for member in members:
             part = self._parts[member]
             # The state is that before the first of the teacher's blocks, or within the last.
-            source = 0 if first else len(self._blocks) - 1
+            source = 0 if first else len(self._teachers) - 1
             if part.norm is not None:
                 self._fit_norm(part.norm, member, source)
             reason = self._mismatch(member)
@@ -113,7 +141,7 @@ class BlockFit:
             fitted[member] = encoding(self._roles[member], part, surveys, self._stream)
             self._fit_readers(member, fitted[member])
         self._fit_writers(members, fitted)
-        last = len(self._blocks) - 1
+        last = len(self._teachers) - 1
         for member in members:
             end_norm = self._parts[member].end_norm
             if end_norm is not None:
@@ -124,7 +152,7 @@ class BlockFit:
         """Return the reason why the maps of a part that read have no targets."""
         part, role = self._parts[member], self._roles[member]
         for teacher in self._teachers:
-            other, other_role = teacher.parts[member], teacher.roles[member]
+            other, other_role = teacher.parts[member], teacher.understood.roles[member]
             if role.reason or other_role.reason:
                 return role.reason or other_role.reason
             if bool(role.heads) != bool(other_role.heads):
@@ -148,23 +176,15 @@ class BlockFit:
         call, state = model.calls[batch][self._number], model.states[batch]
         return read(model.blocks[self._number], call, state, paths, stop_at=stop_at)
 
-    def _teacher_reading(self, index: int, batch: int, paths: Sequence[str]) -> Reading:
-        block, model = self._blocks[index], self._teacher
-        call, state = model.calls[batch][block], self._inputs[index][batch]
-        return read(model.blocks[block], call, state, paths)
-
     def _batches(self) -> range:
         return range(len(self._student.states))
 
-    def _survey(self, index: int) -> list[Survey]:
+    def _survey(self, block: TeacherBlock) -> list[Survey]:
         """Return the second moments of each part of a teacher's block."""
-        understood, surveys = self._teachers[index], list[Survey]()
+        surveys = list[Survey]()
         for batch in self._batches():
-            paths = [
-                linear.path for part in understood.parts for linear in (*part.inputs, part.output)
-            ]
-            reading = self._teacher_reading(index, batch, paths)
-            for number, part in enumerate(understood.parts):
+            reading = block.readings[batch]
+            for number, part in enumerate(block.parts):
                 columns = self._columns(part, reading, batch)
                 columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
                 inputs = self._teacher.rows(batch, reading.inputs[part.output.path])
@@ -173,7 +193,7 @@ class BlockFit:
                     surveys[number].columns.add_(moments[0])
                     surveys[number].inputs.add_(moments[1])
                 else:
-                    surveys.append(Survey(part, understood.roles[number], *moments))
+                    surveys.append(Survey(part, block.understood.roles[number], *moments))
         return surveys
 
     def _columns(self, part: Part, reading: Reading, batch: int) -> Tensor:
@@ -188,7 +208,7 @@ class BlockFit:
         path = part.state_path if other is None else other.path
         for batch in self._batches():
             received = self._student_reading(batch, [norm.path], norm.path).inputs[norm.path]
-            reading = self._teacher_reading(index, batch, [path])
+            reading = self._teachers[index].readings[batch]
             target = reading.inputs[path] if other is None else reading.outputs[path]
             sums.add(
                 self._student.rows(batch, norm.plain(received)),
@@ -205,10 +225,9 @@ class BlockFit:
             reading = self._student_reading(batch, [path], path)
             received = self._student.rows(batch, reading.inputs[path])
             targets = torch.zeros(len(received), sum(part.widths), dtype=torch.float64)
-            for index, (other, matrix) in enumerate(zip(others, code.columns, strict=True)):
-                paths = [linear.path for linear in other.inputs]
-                their_reading = self._teacher_reading(index, batch, paths)
-                targets += self._columns(other, their_reading, batch) @ matrix.mT
+            for teacher, matrix in zip(self._teachers, code.columns, strict=True):
+                columns = self._columns(teacher.parts[member], teacher.readings[batch], batch)
+                targets += columns @ matrix.mT
             for moments, columns in zip(sums, targets.split(part.widths, dim=1), strict=True):
                 moments.add(received, columns)
         starts = accumulate(part.widths, initial=0)
@@ -269,20 +288,20 @@ class BlockFit:
 
     def _next_state(self, batch: int, members: Sequence[int]) -> Tensor:
         """Return the teacher's state after a stage, before a normalization of the sum."""
-        last, stage = len(self._blocks) - 1, self._parts[members[0]].stage
+        last, stage = len(self._teachers) - 1, self._parts[members[0]].stage
         end_norm = self._teachers[last].parts[members[-1]].end_norm
         if end_norm is not None:
-            reading = self._teacher_reading(last, batch, [end_norm.path])
+            reading = self._teachers[last].readings[batch]
             return self._teacher.rows(batch, reading.inputs[end_norm.path])
         if stage == self._parts[-1].stage:
-            return self._teacher.rows(batch, self._teacher_reading(last, batch, []).outputs[""])
-        total = self._teacher.rows(batch, self._inputs[0][batch])
-        for index, teacher in enumerate(self._teachers):
+            return self._teacher.rows(batch, self._teachers[last].readings[batch].outputs[""])
+        total = self._teacher.rows(batch, self._teachers[0].states[batch])
+        for teacher in self._teachers:
             before, after = (
                 next(part.state_path for part in teacher.parts if part.stage == number)
                 for number in (stage, stage + 1)
             )
-            reading = self._teacher_reading(index, batch, [before, after])
+            reading = teacher.readings[batch]
             rows = [self._teacher.rows(batch, reading.inputs[path]) for path in (before, after)]
             total = total + rows[1] - rows[0]
         return total

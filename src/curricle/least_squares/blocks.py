@@ -304,7 +304,7 @@ def _calls(block: nn.Module, call: BlockCall, state: Tensor) -> tuple[list[_Call
         return calls, call.run(block, state)
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """End of a pass."""
 
 
@@ -345,7 +345,7 @@ def read(
             tensors = (value for value in (*args, *keywords.values()) if isinstance(value, Tensor))
             reading.inputs[path] = next(tensors)
             if path == stop_at:
-                raise _Stop
+                raise Stop
 
         def after(_: nn.Module, __: object, output: Tensor) -> Tensor:
             reading.outputs[path] = replaced.get(path, output)
@@ -353,7 +353,7 @@ def read(
 
         return before, after
 
-    with ExitStack() as stack, torch.no_grad(), suppress(_Stop):
+    with ExitStack() as stack, torch.no_grad(), suppress(Stop):
         for path in dict.fromkeys((*paths, *replaced, *([stop_at] if stop_at else []))):
             module, (before, after) = block.get_submodule(path), hooks(path)
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)

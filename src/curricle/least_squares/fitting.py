@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from curricle.least_squares.block_fit import BlockFit, obstacle
+from curricle.least_squares.block_fit import BlockFit, obstacle, teacher_block
 from curricle.least_squares.calibrated import CalibratedModel, Understood
 from curricle.least_squares.maps import norm_of
 from curricle.least_squares.stream_map import stream_map
@@ -87,7 +87,6 @@ def fit(
         pair = Pair(own, other, stream)
         left = fit_front(pair)
         own.restart()
-        other.restart()
         begin = 0
         for number, end in enumerate(ends):
             left += _fit_block(pair, number, range(begin, end))
@@ -133,26 +132,23 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
     Returns:
         What was left as drawn, with the reason.
     """
-    own, other = pair.student, pair.teacher
-    name, understood, states = own.paths[number], own.understood(number), other.states
-    teachers = _understood(other, blocks)
-    ends, other.states = other.states, states
-    reason = obstacle(understood, teachers)
+    own, name = pair.student, pair.student.paths[number]
+    understood = own.understood(number)
+    teachers = [teacher_block(pair.teacher, block) for block in blocks]
+    reason = obstacle(understood, [teacher.understood for teacher in teachers])
     if reason:
         left = [f"{name!r}: {reason}"]
     else:
         fit_of_block = BlockFit(
             own,
             number,
-            other,
-            blocks,
+            pair.teacher,
             stream=pair.stream,
             understood=understood,
             teachers=teachers,
         )
         left = [f"{name}.{entry}" for entry in fit_of_block.fit()]
     own.advance(number)
-    other.states = ends
     return left
 
 

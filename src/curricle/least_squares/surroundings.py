@@ -15,14 +15,15 @@ them, modules are paired by the order of their calls:
 Axes: row, width.
 """
 
-from collections.abc import Sequence, Set
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from curricle.least_squares.blocks import Stop
 from curricle.least_squares.calibrated import CalibratedModel
 from curricle.least_squares.maps import LinearMap, Norm, linear_map, norm_of
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
@@ -31,6 +32,10 @@ SHIFT = 3.0
 """Distance of the last kind of map from the bend of its activation, in standard deviations."""
 SMALL = 0.1
 """Standard deviation of its output at a small scale: smooth activations bend at about 1."""
+
+
+Readings = Sequence[Mapping[str, tuple[Tensor, Tensor | None]]]
+"""Input and output of modules by path, in each batch."""
 
 
 @final
@@ -43,10 +48,33 @@ class Pair:
     stream: Tensor
     """Map from the teacher's states to the student's."""
 
+    readings: Readings = ()
+    """What modules of the teacher outside its blocks compute."""
+
     @property
     def batches(self) -> range:
         """Return the numbers of the batches."""
         return range(len(self.student.batches))
+
+    def reading(self, steps: Sequence["_Step"]) -> "Pair":
+        """Return the pair with what some modules of the teacher compute."""
+        steps = [step for step in steps if step.norm or step.linear]
+        readings = _read(self.teacher, steps) if steps else ()
+        return replace(self, readings=readings)
+
+    def received(self, batch: int, linear: LinearMap) -> Tensor:
+        """Return the rows that a map of the student outside the blocks reads."""
+        return self.student.rows(batch, _input(self.student, batch, linear.path))
+
+    def read_by(self, batch: int, path: str) -> Tensor:
+        """Return the rows that a module of the teacher reads."""
+        return self.teacher.rows(batch, self.readings[batch][path][0])
+
+    def computed(self, batch: int, path: str) -> Tensor:
+        """Return the rows that a module of the teacher computes."""
+        output = self.readings[batch][path][1]
+        assert output is not None  # noqa: S101 - the last output is not asked for
+        return self.teacher.rows(batch, output)
 
 
 @final
@@ -93,6 +121,7 @@ def fit_front(pair: Pair) -> list[str]:
                 weight.copy_(mapped)
     if len(norms) != len(other_norms):
         return [*left, "normalizations before the blocks: the teacher has others"]
+    pair = pair.reading(other.before)
     for norm, twin in zip(norms, other_norms, strict=True):
         _fit_norm(pair, norm, twin)
     return left
@@ -108,7 +137,7 @@ def fit_tail(pair: Pair) -> list[str]:
     kinds = [[step.norm is None for step in side.behind] for side in (own, other)]
     if kinds[0] != kinds[1]:
         return ["the head: the teacher's has other modules"]
-    left = list[str]()
+    pair, left = pair.reading(other.behind), list[str]()
     early = {
         id(weight) for name, weight in pair.student.module.named_parameters() if name in own.early
     }
@@ -168,9 +197,7 @@ def _fit_outputs(pair: Pair, linear: LinearMap, other: LinearMap) -> str:
     # With the bias of the inner map: the map's own bias takes what it adds.
     moments = Moments(has_bias=linear.has_bias)
     for batch in pair.batches:
-        moments.add(
-            _rows(pair.student, batch, linear.path)[0], _rows(pair.teacher, batch, other.path)[0]
-        )
+        moments.add(pair.received(batch, linear), pair.read_by(batch, other.path))
     sizes = other.sizes[1], linear.sizes[1]
     start = torch.zeros(*sizes, dtype=torch.float64)
     if sizes == (pair.stream.shape[1], pair.stream.shape[0]):
@@ -187,15 +214,13 @@ def _fit_neurons(pair: Pair, linear: LinearMap, other: LinearMap, reader: Linear
         return "what follows it is not understood"
     energy = torch.zeros(other.sizes[0], dtype=torch.float64)
     for batch in pair.batches:
-        energy += (
-            pair.teacher.rows(batch, _tensors(pair.teacher, batch, reader.path)[0]).square().sum(0)
-        )
+        energy += pair.read_by(batch, reader.path).square().sum(0)
     energy *= reader.affine.weight.square().sum(0)
     chosen = energy.topk(size).indices.sort().values
     moments = Moments(has_bias=linear.has_bias)
     for batch in pair.batches:
-        target = _rows(pair.teacher, batch, other.path)[1]
-        moments.add(_rows(pair.student, batch, linear.path)[0], target[:, chosen])
+        target = pair.computed(batch, other.path)
+        moments.add(pair.received(batch, linear), target[:, chosen])
     drawn = linear.affine
     zero = Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias))
     linear.set(moments.solve(zero))
@@ -212,8 +237,8 @@ def _fit_straightened(pair: Pair, linear: LinearMap, own_norm: Norm, norm: Norm)
         return "its width is not that of the states"
     moments, targets = Moments(has_bias=linear.has_bias), list[Tensor]()
     for batch in pair.batches:
-        targets.append(_rows(pair.teacher, batch, norm.path)[0] @ pair.stream.mT)
-        moments.add(_rows(pair.student, batch, linear.path)[0], targets[-1])
+        targets.append(pair.read_by(batch, norm.path) @ pair.stream.mT)
+        moments.add(pair.received(batch, linear), targets[-1])
     drawn, values = linear.affine, torch.cat(targets)
     solution = moments.solve(Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias)))
     if own_norm.subtracts_mean and linear.has_bias:
@@ -229,33 +254,50 @@ def _fit_straightened(pair: Pair, linear: LinearMap, own_norm: Norm, norm: Norm)
 def _fit_norm(pair: Pair, norm: Norm, other: Norm) -> None:
     sums = ChannelMoments()
     for batch in pair.batches:
-        received = _tensors(pair.student, batch, norm.path)[0]
-        target = _tensors(pair.teacher, batch, other.path)[1]
-        sums.add(
-            pair.student.rows(batch, norm.plain(received)),
-            pair.teacher.rows(batch, target) @ pair.stream.mT,
-        )
+        plain = norm.plain(_input(pair.student, batch, norm.path))
+        target = pair.computed(batch, other.path) @ pair.stream.mT
+        sums.add(pair.student.rows(batch, plain), target)
     norm.set_gain(*sums.gain_and_shift(has_shift=norm.has_shift))
 
 
-def _rows(model: CalibratedModel, batch: int, path: str) -> tuple[Tensor, Tensor]:
-    """Return counted rows of input and output of a module in its last call."""
-    received, returned = _tensors(model, batch, path)
-    return model.rows(batch, received), model.rows(batch, returned)
+def _input(model: CalibratedModel, batch: int, path: str) -> Tensor:
+    """Return the input of a module outside the blocks, before which the pass ends."""
+    received = list[Tensor]()
 
+    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        received.append(args[0])
+        raise Stop
 
-def _tensors(model: CalibratedModel, batch: int, path: str) -> tuple[Tensor, Tensor]:
-    """Return input and output of a module in its last call."""
-    calls = list[tuple[Tensor, Tensor]]()
-
-    def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((args[0], output))
-
-    with ExitStack() as stack, torch.no_grad():
-        stack.callback(model.module.get_submodule(path).register_forward_hook(record).remove)
+    with ExitStack() as stack, torch.no_grad(), suppress(Stop):
+        stack.callback(model.module.get_submodule(path).register_forward_pre_hook(record).remove)
         forward = stack.enter_context(model.model.open_taps((), logits=True))
         forward(model.batches[batch])
-    return calls[-1]
+    return received[0]
+
+
+def _read(model: CalibratedModel, steps: Sequence[_Step]) -> Readings:
+    """Return what modules outside the blocks receive and return in each batch.
+
+    The output of a map that comes last is left out: it may be logits of a large vocabulary.
+    """
+    left_out = steps[-1].path if steps[-1].linear is not None else ""
+    readings = list[dict[str, tuple[Tensor, Tensor | None]]]()
+
+    def record_at(path: str) -> Callable[..., None]:
+        def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            readings[-1][path] = args[0], None if path == left_out else output
+
+        return record
+
+    with ExitStack() as stack, torch.no_grad():
+        for step in steps:
+            module = model.module.get_submodule(step.path)
+            stack.callback(module.register_forward_hook(record_at(step.path)).remove)
+        forward = stack.enter_context(model.model.open_taps((), logits=True))
+        for inputs in model.batches:
+            readings.append({})
+            forward(inputs)
+    return readings
 
 
 def _surroundings(model: CalibratedModel) -> _Surroundings:

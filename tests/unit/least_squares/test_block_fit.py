@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from curricle.least_squares.block_fit import BlockFit, obstacle
+from curricle.least_squares.block_fit import BlockFit, obstacle, teacher_block
 from curricle.least_squares.calibrated import CalibratedModel, Understood
 from curricle.models.wrapping import tapped
 from tests.unit.least_squares.families import inputs, model
@@ -20,18 +20,18 @@ def calibrated(family: str, *, seed: int = 0, **fields: int) -> CalibratedModel:
 def test_a_block_writes_what_the_teachers_writes(family: str) -> None:
     student, teacher = calibrated(family, seed=1), calibrated(family)
     # From the same states, in the coordinates of the teacher.
-    student.states = list(teacher.states)
+    states = student.states = list(teacher.states)
+    block = teacher_block(teacher, 0)
     fit = BlockFit(
         student,
         0,
         teacher,
-        [0],
         stream=torch.eye(16).double(),
         understood=student.understood(0),
-        teachers=[teacher.understood(0)],
+        teachers=[block],
     )
     assert fit.fit() == []
-    for batch, state in enumerate(teacher.states):
+    for batch, state in enumerate(states):
         torch.testing.assert_close(student.run(batch, 0, state), teacher.run(batch, 0, state))
 
 
@@ -47,13 +47,13 @@ def test_an_obstacle_is_that_of_either_block() -> None:
 def test_a_part_of_another_kind_is_left() -> None:
     # GPT-2 has plain neurons, Llama gated ones; both normalize before each part.
     student, teacher = calibrated("gpt2", seed=1), calibrated("llama")
+    block = teacher_block(teacher, 0)
     fit = BlockFit(
         student,
         0,
         teacher,
-        [0],
         stream=torch.eye(16).double(),
         understood=student.understood(0),
-        teachers=[teacher.understood(0)],
+        teachers=[block],
     )
     assert fit.fit() == ["mlp.c_fc: one of both has gates"]
