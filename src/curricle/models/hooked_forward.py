@@ -40,9 +40,9 @@ from curricle.models.inference import HeldLinear
 from curricle.models.outputs import (
     entry_of,
     first_tensor,
+    heads_beside_logits,
     is_embedding,
     is_span,
-    heads_beside_logits,
     logits_note,
     logits_of_output,
 )

@@ -223,9 +223,7 @@ class _LabelEvaluator:
                 logits: dict[_Output, Tensor] = {}
                 size = 0
                 for output, activations in zip(outputs, passes, strict=True):
-                    logits[output], size = _logits(
-                        activations, batch, "'logits' in 'evaluation'"
-                    )
+                    logits[output], size = _logits(activations, batch, "'logits' in 'evaluation'")
                 if self.bounds is not None:
                     # Before the metrics: a class that is out of range ends in an assertion of the
                     # GPU, after which the process cannot use it.

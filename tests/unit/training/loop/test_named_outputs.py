@@ -170,9 +170,7 @@ def test_the_teacher_is_judged_at_the_output_of_the_labels(good: str, is_noted: 
         right.weight[1, 0] = right.weight[0, 1] = 3
         chance.bias[2] = 9
     data = DataLoader(TensorDataset(rows, labels), batch_size=50)
-    notes = curricle.plan(
-        built(Named, 0), teacher, labels_at_second(), data, evaluation=data
-    ).notes
+    notes = curricle.plan(built(Named, 0), teacher, labels_at_second(), data, evaluation=data).notes
     assert any("at chance" in note for note in notes) == is_noted
     # The head of the labels is taught; of the teacher it is not read.
     assert [note for note in notes if "left out" in note] == [
