@@ -83,7 +83,7 @@ def test_the_order_follows_the_seed_and_settings_of_the_tokenizer_have_no_effect
 
 
 def test_special_tokens_of_the_texts_are_predicted_as_by_a_loader_of_the_windows() -> None:
-    stream = windows(texts=["the cat <mask> sat on the mat<pad>\n" * 4])
+    stream = windows(texts=["the cat <mask> sat on the mat<pad>\n" * 16])
     batches = stream.held_out()
     special = [TOKENIZER.token_to_id(name) for name in ("<mask>", "<pad>")]
     for number in special:
