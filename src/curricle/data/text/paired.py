@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Int
 
 from curricle.data.batch import Batch
+from curricle.data.streams import numbers_in_order
 from curricle.data.text.alignment import UNMATCHED, TokenBounds, counterparts
 from curricle.errors import DataError, SpecError
 from curricle.protocols import fast_backend
@@ -204,7 +205,14 @@ class PairedTexts:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step; labels are the student's next tokens inside each window."""
-        windows = self._numbers(step)
+        return self._paired(self._numbers(step))
+
+    def held_out(self) -> tuple[Batch, ...]:
+        """Return all windows in the order of the text as batches; the last may be smaller."""
+        return tuple(map(self._paired, numbers_in_order(self.num_windows, self._batch_size)))
+
+    def _paired(self, windows: Int[np.ndarray, " example"]) -> Batch:
+        """Return windows as a batch with the next tokens as labels."""
         places = self._starts[windows][:, None] + np.arange(self._window)
         rows = self._student.ids[places]
         first, stop = (bound[windows][:, None] for bound in self._bounds)
