@@ -75,9 +75,9 @@ def epoch_batches(stream: Stream) -> Sequence[Batch]:
         )
     if number < stream.batch_size:
         raise BindError(
-            f"'evaluation' must be a stream with at least one batch of {stream.batch_size} examples "
-            f"an epoch; got {number} of {type(stream).__name__!r}; a smaller 'batch_size' reads each "
-            f"example once"
+            f"'evaluation' must be a stream with at least one batch of {stream.batch_size} "
+            f"examples an epoch; got {number} of {type(stream).__name__!r}; a smaller "
+            f"'batch_size' reads each example once"
         )
     return [stream.batch(step) for step in range(number // stream.batch_size)]
 

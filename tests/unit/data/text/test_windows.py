@@ -236,9 +236,7 @@ def test_held_out_data_of_a_stream_hold_no_example_twice() -> None:
     # 20 windows of masked tokens, in whole batches.
     batches = epoch_batches(masked(random_store(320)))
     assert [batch.num_examples for batch in batches] == [8, 8]
-    with pytest.raises(
-        BindError, match="at least one batch of 8 examples an epoch; got 7 of 'Mask"
-    ):
+    with pytest.raises(BindError, match="at least one batch of 8 examples an epoch; got 7 of"):
         epoch_batches(masked(random_store(16 * 7)))
     assert len(epoch_batches(masked(random_store(16 * 8)))) == 1
 
