@@ -124,7 +124,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
             `teacher.config.id2label`, for the configuration and the card; empty keeps those in the
             configuration of the student.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
-            None writes none.
+            None writes none. An output with the name of an input ends in `_output` there.
         tolerance: Largest difference between outputs of both, relative to the largest number of
             an output or to 1 if all are smaller.
 
