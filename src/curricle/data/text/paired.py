@@ -28,6 +28,7 @@ from jaxtyping import Int
 from curricle.data.batch import Batch
 from curricle.data.streams import numbers_in_order
 from curricle.data.text.alignment import UNMATCHED, TokenBounds, counterparts
+from curricle.data.text.pieces import batches
 from curricle.errors import DataError, SpecError
 from curricle.protocols import fast_backend
 from curricle.seeding import numpy_generator
@@ -35,9 +36,6 @@ from curricle.values import fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
-
-AT_ONCE = 2**18
-"""Characters per call of a tokenizer."""
 
 
 def paired_texts(
@@ -296,7 +294,7 @@ def _spans(tokenizer: "FastTokenizer", texts: list[str]) -> Spans:
     ids: list[int] = []
     bounds: list[tuple[int, int]] = []
     offset = 0
-    for lines in _batches(texts):
+    for lines in batches(texts):
         for line, encoded in zip(
             lines, tokenizer.encode_batch(lines, add_special_tokens=False), strict=True
         ):
@@ -316,20 +314,6 @@ def _spans(tokenizer: "FastTokenizer", texts: list[str]) -> Spans:
         ends=np.maximum.accumulate(ends),
         special=np.array(sorted(special), dtype=np.int64),
     )
-
-
-def _batches(texts: list[str]) -> Iterable[list[str]]:
-    """Yield texts in lists of about `AT_ONCE` characters."""
-    batch: list[str] = []
-    count = 0
-    for text in texts:
-        batch.append(text)
-        count += len(text)
-        if count >= AT_ONCE:
-            yield batch
-            batch, count = [], 0
-    if batch:
-        yield batch
 
 
 def _copied(role: str, tokenizer: object) -> "FastTokenizer":

@@ -15,7 +15,7 @@ from curricle.data.batch import Batch
 from curricle.data.collation import batch_of, check_first, declared_positions
 from curricle.data.dataloaders import LoaderStream, held_out_items, stream
 from curricle.data.streams import Stream, epoch_batches
-from curricle.errors import BindError, DataError, loading_hint
+from curricle.errors import CAUSAL_LOADER, BindError, DataError, loading_hint
 from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -31,8 +31,6 @@ AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
-MODELS = "AutoModelForCausalLM"
-"""Example of a class of transformers that loads a model with its head."""
 OwnEvaluation = Callable[[TappedModel], dict[str, float]]
 """Evaluation by a function of the caller."""
 
@@ -251,7 +249,7 @@ def require_model(name: str, model: object) -> None:
         is_name = name == "teacher" and isinstance(model, str | Path)
         raise BindError(
             f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
-            f"{_describe(model)}{loading_hint(model, MODELS)}{stored if is_name else ''}"
+            f"{_describe(model)}{loading_hint(model, CAUSAL_LOADER)}{stored if is_name else ''}"
         )
 
 
