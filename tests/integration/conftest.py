@@ -73,6 +73,8 @@ def command(
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[object, str, str]:
+        # What fixtures have printed, such as the run that others copy, is not the command's.
+        capsys.readouterr()
         code = exit_code(monkeypatch, *arguments)
         shown = capsys.readouterr()
         return code, shown.out, shown.err
