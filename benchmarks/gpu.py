@@ -13,7 +13,7 @@ a bf16 matrix product that is measured first.
 A measurement is the median of three repetitions that wait for the GPU at their ends only. Each task
 has a process of its own and each measurement a time limit. Results are appended to
 `OUTPUT_DIR/gpu.jsonl` as they come; a table follows at the end. Groups, in this order: `plain`
-(ways and stages), `where` (profiles and waits), `prefetch`, `trainer`, `compiled`.
+(ways and stages), `where` (profiles, and lines that wait), `prefetch`, `trainer`, `compiled`.
 Run: python benchmarks/gpu.py [--quick] [--device cuda] [--tasks bert ...] [--groups plain ...]
 """
 
@@ -196,21 +196,21 @@ def measure_task(arguments: argparse.Namespace) -> None:
     for case in cases():
         if case.group not in arguments.groups:
             continue
-        left = min(ends - time.monotonic(), arguments.case_seconds)
+        seconds = min(ends - time.monotonic(), arguments.case_seconds)
         fields = {**facts, "group": case.group, "way": case.way, "stage": case.stage}
         fields["settings"] = case.label
-        if left < 1:
+        if seconds < 1:
             note(arguments.output_dir, {**fields, "error": "no time left"})
             continue
         started = time.monotonic()
         try:
-            with limited(left):
-                found = bench.measure(case)
+            with limited(seconds):
+                result = bench.measure(case)
         except Exception as error:  # noqa: BLE001 - the next measurement goes on
-            found = {"error": f"{type(error).__name__}: {error}"[:500]}
+            result = {"error": f"{type(error).__name__}: {error}"[:500]}
             bench.forget()
-        found["took_s"] = round(time.monotonic() - started, 1)
-        note(arguments.output_dir, {**fields, **found})
+        result["took_s"] = round(time.monotonic() - started, 1)
+        note(arguments.output_dir, {**fields, **result})
         clean()
 
 
@@ -285,7 +285,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         first, times = self._times(case)
         ms = 1e3 * statistics.median(times)
-        found: dict[str, object] = {
+        result: dict[str, object] = {
             "ms": round(ms, 3),
             "repetitions_ms": [round(1e3 * seconds, 3) for seconds in times],
             "first_step_s": round(first, 2),
@@ -294,8 +294,8 @@ class Bench:
             "tokens_per_s": round(self._models.task.stream.tokens_per_batch / (ms / 1e3)),
         }
         if device == "cuda":
-            found["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-        return found
+            result["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        return result
 
     def _times(self, case: Case) -> tuple[float, list[float]]:
         """Return the seconds of the first step, and those of a step in each repetition."""
@@ -345,19 +345,19 @@ class Bench:
         return first, [(later - earlier) / length for earlier, later in pairwise(marks)]
 
     def _where(self, case: Case) -> dict[str, object]:
-        """Return the profile of a case; that of curricle with host times and waits."""
+        """Return the profile of a case; that of curricle with host times."""
         device, steps = self._models.device, 2 if self._is_quick else 5
         with self._opened(case) as step:
             for _ in range(WARMUP):
                 step()
-            found = profiled(step, device, steps=steps)
+            result = profiled(step, device, steps=steps)
             if device == "cuda":
-                found["waits_at"] = waiting_places(step, steps=3)
+                result["waits_at"] = waiting_places(step, steps=3)
         if case.way == "curricle":
             with engine_steps(self.run(case.stage), case.stage) as stepper:
                 stepper.take(stepper.start, stepper.start)
-                found["host"] = host_parts(stepper, steps=3 if self._is_quick else 20)
-        return found
+                result["host"] = host_parts(stepper, steps=3 if self._is_quick else 20)
+        return result
 
 
 def print_tables(path: Path) -> None:
@@ -377,15 +377,15 @@ def print_tables(path: Path) -> None:
             f"{line['ms']:.2f} | {line['ms'] / base if base else float('nan'):.2f} | "
             f"{line['share']:.1%} | {line['first_step_s']:.1f} | {line.get('peak_mib', '-')} |"
         )
-    print("\n| task | stage | way | ms | host ms | GPU busy | launches | waits | kernels, ms |")
-    print("|---|---|---|---:|---:|---:|---:|---:|---|")
+    print("\n| task | stage | way | ms | host ms | GPU busy | launches | kernels, ms |")
+    print("|---|---|---|---:|---:|---:|---:|---|")
     for line in lines:
         if "kernel_ms" in line:
             kernels = ", ".join(f"{name} {ms:.2f}" for name, ms in line["kernel_ms"].items())
             print(
                 f"| {line['task']} | {line['stage']} | {line['way']} | {line['ms']:.2f} | "
                 f"{line['host_ms']:.2f} | {line.get('busy_share', '-')} | "
-                f"{line.get('launches', '-')} | {line.get('waits', '-')} | {kernels} |"
+                f"{line.get('launches', '-')} | {kernels} |"
             )
     for line in lines:
         if "error" in line:

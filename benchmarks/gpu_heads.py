@@ -51,17 +51,18 @@ BETAS = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}
 TILINGS = [
     Tiling(lanes=lanes, num_warps=warps, num_stages=stages)
     for lanes, warps, stages in (
+        (1024, 16, 1),
         (512, 8, 1),
         (256, 8, 1),
         (512, 16, 1),
-        (1024, 16, 1),
         (1024, 32, 1),
         (2048, 32, 1),
         (512, 8, 3),
     )
 ]
-SIZES = [(512, 128), (512, 256), (256, 256), (256, 128), (512, 512), (1024, 256)]
-"""MiB of the student's and of the teacher's products in a chunk."""
+"""Shapes of the kernel, first that of the package."""
+SIZES = [(512, 256), (512, 128), (256, 256), (256, 128), (512, 512), (1024, 256)]
+"""MiB of the student's and of the teacher's products in a chunk; first those of the package."""
 GIBIBYTE = 2**30
 SEVERAL_WAYS = ("plain", "chunked", "liger", "trl")
 
@@ -84,9 +85,10 @@ Row = tuple[str, str]
 
 def rows_of_all_ways() -> list[Row]:
     """Return all rows, those that compile longest last."""
-    tilings = [f"lanes {one.lanes} x {one.num_warps} x {one.num_stages}" for one in TILINGS[1:]]
+    shapes = [f"{shape.lanes} x {shape.num_warps} x {shape.num_stages}" for shape in TILINGS]
+    tilings = [f"lanes {shape}" for shape in shapes[1:]]
+    kernels = [f"kernel {shape}" for shape in shapes]
     sizes = [f"rows {student} + {teacher} MiB" for student, teacher in SIZES[1:]]
-    kernels = [f"kernel {one.lanes} x {one.num_warps} x {one.num_stages}" for one in TILINGS]
     return [
         ("products", ""),
         *((way, kind) for way in SEVERAL_WAYS for kind in DIVERGENCES),
@@ -426,14 +428,14 @@ def precision(size: Size) -> dict[str, Any]:
         total = chunked_divergence(student, teacher, divergence, chunk=chunk, **settings)
         return solve(student, total / size.positions)
 
-    exact = [
-        LinearHead(states=one.states.detach().double(), weight=one.weight.detach().double())
-        for one in (student, teacher)
+    wide = [
+        LinearHead(states=head.states.detach().double(), weight=head.weight.detach().double())
+        for head in (student, teacher)
     ]
-    for leaf in (exact[0].states, exact[0].weight):
+    for leaf in (wide[0].states, wide[0].weight):
         leaf.requires_grad_()
-    total = divergence(exact[0].logits(), exact[1].logits(), **settings)
-    expected = solve(exact[0], total / size.positions)
+    total = divergence(wide[0].logits(), wide[1].logits(), **settings)
+    expected = solve(wide[0], total / size.positions)
     fused.TILING, fused.STUDENT_BYTES, fused.TEACHER_BYTES = tiling_of(""), *sizes_of("")
     results: dict[str, list[Tensor]] = {}
     plain_total = divergence(student.logits(), teacher.logits().detach(), **settings)
@@ -445,8 +447,8 @@ def precision(size: Size) -> dict[str, Any]:
         results[f"kernel in {number}"] = solve_chunked(number)
     return {
         name: "/".join(
-            f"{((one.double() - other).norm() / other.norm()).item():.1e}"
-            for one, other in zip(result, expected, strict=True)
+            f"{((actual.double() - exact).norm() / exact.norm()).item():.1e}"
+            for actual, exact in zip(result, expected, strict=True)
         )
         for name, result in results.items()
     }

@@ -1,4 +1,4 @@
-"""Where the time of a step goes on a GPU: kernels, launches, waits, and the work of the host.
+"""Times of a step on a GPU: kernels, launches, the work of the host, and lines that wait.
 
 Units: milliseconds a step, unless a name has another.
 """
@@ -29,7 +29,6 @@ KINDS = (
     ("elementwise", r"elementwise|triton|vectorized|copy|fill"),
 )
 """Kinds of kernels with the patterns of their names, the first match counts."""
-WAITS = re.compile(r"synchronize|streamwait|eventquery|memcpy(?!.*async)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def profiled(step: Step, device: str, *, steps: int) -> dict[str, object]:
 def summary(
     spans: Sequence[Span], *, steps: int, seconds: float, on_gpu: bool = True
 ) -> dict[str, object]:
-    """Return times by kind of kernel, busy share of the GPU, launches, and calls that wait.
+    """Return times by kind of kernel, busy share of the GPU, launches and copies.
 
     Args:
         spans: Events of a profile.
@@ -113,26 +112,23 @@ def summary(
     kinds: Counter[str] = Counter()
     for span in kernels:
         kinds[kind_of(span.name)] += span.end - span.start
-    found: dict[str, object] = {
+    result: dict[str, object] = {
         "kernel_ms": {name: round(us / 1e3 / steps, 3) for name, us in kinds.most_common()},
         "kernels": round(len(kernels) / steps, 1),
     }
     if on_gpu:
         calls = [span for span in spans if not span.is_on_gpu]
         launches = [span for span in calls if "launch" in span.name.lower()]
-        waits = [span for span in calls if WAITS.search(span.name)]
         copies = [span for span in calls if "memcpyasync" in span.name.lower()]
-        found |= {
+        result |= {
             "busy_share": round(union(kernels) / 1e6 / seconds, 3),
             "launches": round(len(launches) / steps, 1),
             "launch_ms": _total(launches, steps),
-            # The last wait is that of the benchmark itself.
-            "waits": round(max(len(waits) - 1, 0) / steps, 1),
             "copies": round(len(copies) / steps, 1),
             "copy_call_ms": _total(copies, steps),
             "longest_kernels": _longest(kernels, steps),
         }
-    return found
+    return result
 
 
 def kind_of(name: str) -> str:
@@ -175,23 +171,23 @@ def host_parts(stepper: Stepper, *, steps: int) -> dict[str, float]:
     def optimize() -> None:
         stepper.optimizer.step()
 
-    parts: dict[str, Step] = {
+    calls: dict[str, Step] = {
         "data": lambda: run.stream.batch(stepper.start),
         "counts": lambda: stepper.loss.counts(batch),
         "transfer": lambda: placement.part_of(batch),
         "optimizer": optimize,
     }
-    found: dict[str, float] = {}
-    for name, part in parts.items():
-        part()
+    times: dict[str, float] = {}
+    for name, call in calls.items():
+        call()
         synchronize(placement.kind)
         started = time.perf_counter()
         for _ in range(steps):
-            part()
-        found[f"{name}_host_ms"] = round(1e3 * (time.perf_counter() - started) / steps, 3)
+            call()
+        times[f"{name}_host_ms"] = round(1e3 * (time.perf_counter() - started) / steps, 3)
         synchronize(placement.kind)
-        found[f"{name}_ms"] = round(1e3 * (time.perf_counter() - started) / steps, 3)
-    return found
+        times[f"{name}_ms"] = round(1e3 * (time.perf_counter() - started) / steps, 3)
+    return times
 
 
 def waiting_places(step: Step, *, steps: int) -> dict[str, float]:

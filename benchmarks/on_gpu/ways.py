@@ -3,8 +3,8 @@
 Each way opens a function that takes the next step and does not wait for a GPU.
 
 - `curricle`: the engine's `Stepper`, as a run takes its steps between two records;
-- `by hand`: a loop with the same loss, batches in pinned memory, no block behind the tap, and
-  logits at the selected positions only;
+- `by hand`: an uncompiled loop with the same loss, batches in pinned memory, no block behind the
+  tap, and logits at the selected positions only;
 - `trainer`: the Trainer of transformers with its own loss of labels, or with `compute_loss`
   overridden; it makes logits at all positions.
 """
@@ -72,7 +72,7 @@ def bound(models: Models, stage: str, settings: Mapping[str, Any]) -> BoundRun:
         "one_shot": lambda: curricle.one_shot(total=TOTAL, objective=loss),
         "labels": lambda: curricle.from_labels(total=TOTAL),
     }
-    pairs = [curricle.LayerPair(student=one, teacher=two) for one, two in models.task.pairs]
+    pairs = [curricle.LayerPair(student=tap, teacher=of) for tap, of in models.task.pairs]
     layers_first = partial(curricle.extraction, total=TOTAL, pairs=pairs, final_objective=loss)
     curriculum = curricula.get(stage, layers_first)()
     return bind(
@@ -135,7 +135,7 @@ class _ReachedError(BaseException):
 
 @dataclass(frozen=True)
 class HandWritten:
-    """The loop as people write it who look after its speed."""
+    """A loop by hand with the usual means of speed, but not compiled."""
 
     models: Models
     student: PreTrainedModel
@@ -292,7 +292,7 @@ def train_with_trainer(
     """
     student, rows = models.fresh_student(), Rows(models.task, steps)
     with tempfile.TemporaryDirectory() as folder:
-        given = arguments(
+        options = arguments(
             folder,
             max_steps=steps,
             learning_rate=RATE,
@@ -302,7 +302,7 @@ def train_with_trainer(
             optim="adamw_torch_fused",
             use_cpu=models.device == "cpu",
         )
-        keywords = {"args": TrainingArguments(**given), "callbacks": [_Clock(after)]}
+        keywords = {"args": TrainingArguments(**options), "callbacks": [_Clock(after)]}
         if stage == "labels":
             trainer: Trainer = _Labels(model=student, train_dataset=rows, **keywords)
         else:

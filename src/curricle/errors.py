@@ -18,12 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import final
 
+CAUSAL_LOADER = "AutoModelForCausalLM"
+"""Class of transformers that loads a language model with its head, as an example."""
 LONGEST_SENTENCE = 1_200
 """Characters of an error sentence, a dozen lines of a terminal."""
-# Controls; marks of reading direction; line separators; surrogates and noncharacters. Joiners stay:
-# Indic scripts and emoji need them.
 LONGEST_REASON = 200
 """Characters of the error of another library in a message; some errors list every family."""
+# Controls; marks of reading direction; line separators; surrogates and noncharacters. Joiners stay:
+# Indic scripts and emoji need them.
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff"
     "\ud800-\udfff]"

@@ -416,7 +416,7 @@ def _compare_students(spec: "RunSpec", jobs: int) -> None:
     from curricle.runs.train import student_runs
     from curricle.training.setup.observers import NoteLine
 
-    tell = NoteLine(console)
+    tell = NoteLine(console, is_comparison=True)
     with _bars() as new_bar:
         bars = {str(run): new_bar(str(run)) for run in student_runs(spec)}
 

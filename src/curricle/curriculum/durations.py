@@ -25,8 +25,8 @@ LONGEST = 1e18
 LARGEST_DIVISOR = 1_000_000
 """Largest divisor of a part of an epoch."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-DECIMAL = r"-?(?:\d[\d_]*\.?\d*|\.\d+)(?:e\+?\d+)?"
-"""Text of a number, as `1500`, `.5` or `1e4`."""
+DECIMAL = r"-?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+"""Text of a number, as `1500`, `.5`, `1e4` or `1e-1`."""
 FRACTION = r"\d+/0*[1-9]\d*"
 """Text of a fraction, as `1/3`."""
 SHAPE = rf"\s*(?:({DECIMAL})\s*([kMG]?)|({FRACTION}))(?:\s+(\S.*?))?\s*"

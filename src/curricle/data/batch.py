@@ -17,7 +17,7 @@ a sum over micro-batches can be divided by the count of the whole batch.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final, overload
 
 import torch
@@ -82,9 +82,9 @@ class Batch:
     the run."""
     offset: int = 0
     """Number of examples of the whole batch before the first of this part of it."""
-    host: "Batch | None" = None
-    """The same batch on the CPU, where values are read without waiting for a GPU; set by the run
-    when it moves a batch."""
+    host: "Batch | None" = field(default=None, init=False, repr=False, compare=False)
+    """The same batch on the CPU, where values are read without waiting for a GPU; set by `moved`
+    alone, and None in every batch made by `dataclasses.replace`, whose values may differ."""
 
     def __post_init__(self) -> None:
         """Check that positions, labels and the teacher's inputs fit the examples.
@@ -145,9 +145,11 @@ class Batch:
                 f"'teacher_inputs' must have positions where 'alignment' and 'selected' refer to "
                 f"them; got shape {shape}"
             )
+        if self.alignment is not None:
+            return
         teacher = self.for_teacher
         are_known = self.has_positions and teacher.has_positions
-        if self.alignment is None and are_known and teacher.positions != self.positions:
+        if are_known and teacher.positions != self.positions:
             raise DataError(
                 f"'alignment' must be given where the positions {teacher.positions} of "
                 f"'teacher_inputs' are not the {self.positions} of 'inputs'; got None; it holds "
@@ -186,14 +188,10 @@ class Batch:
         }
         mask = data_mask(inputs)
         valid = None if mask is None else mask.bool()
-        return Batch(
-            inputs=inputs,
-            valid=valid,
-            group=self.group,
-            step=self.step,
-            offset=self.offset,
-            host=None if self.host is None else self.host.for_encoder,
+        batch = Batch(
+            inputs=inputs, valid=valid, group=self.group, step=self.step, offset=self.offset
         )
+        return batch if self.host is None else with_host(batch, self.host.for_encoder)
 
     @property
     def readable(self) -> "Batch":
@@ -281,8 +279,8 @@ class Batch:
         if self.matched is None:
             return self
         valid = self.matched if self.valid is None else self.matched & self.valid
-        host = None if self.host is None else self.host.for_matching
-        return replace(self, valid=valid, labels=None, selected=self.matched_selected, host=host)
+        batch = replace(self, valid=valid, labels=None, selected=self.matched_selected)
+        return batch if self.host is None else with_host(batch, self.host.for_matching)
 
     @property
     def matched_selected(self) -> Int[Tensor, " selected"] | None:
@@ -322,7 +320,7 @@ class Batch:
     def moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with each of its tensors moved, which keeps this one as its `host`."""
         labels, selected = _each(self.labels, move), _each(self.selected, move)
-        return self._changed(move, labels, selected, group=self.group, host=self)
+        return with_host(self._changed(move, labels, selected, group=self.group), self)
 
     def split(self, number: int) -> tuple["Batch", ...]:
         """Return the batch split along the examples into a number of batches of equal size.
@@ -375,7 +373,6 @@ class Batch:
         *,
         group: int,
         start: int = 0,
-        host: "Batch | None" = None,
     ) -> "Batch":
         """Return the batch with other labels and selected positions, and the rest changed."""
         return Batch(
@@ -390,7 +387,6 @@ class Batch:
             group=group,
             step=self.step,
             offset=self.offset + start,
-            host=host,
         )
 
     def _require_examples(self) -> None:
@@ -410,6 +406,18 @@ class Batch:
                     f"{tuple(tensor.shape)}; expand it in the collate function, or leave out "
                     f"'gradient_accumulation_steps'"
                 )
+
+
+def with_host(batch: Batch, host: Batch) -> Batch:
+    """Return a new batch after attaching its copy on the CPU.
+
+    Args:
+        batch: A batch that nothing else refers to yet; changed in place.
+        host: The batch with equal values on the CPU.
+    """
+    # Not an argument of the constructor: `replace` would pass it on beside changed values.
+    object.__setattr__(batch, "host", host)
+    return batch
 
 
 def named(inputs: Inputs | None) -> Mapping[str, Tensor]:

@@ -73,6 +73,20 @@ def stream(
     return LoaderStream(loader, seed=seed, next_token=next_token, positions=positions)
 
 
+def held_out_items(loader: DataLoader[object]) -> list[object]:
+    """Return the items of one pass over a loader, the same in every call.
+
+    The order of a loader that shuffles, and masks of its collate function, come from fixed seeds.
+    The generators of the caller, global or of the loader, end in the state in which they were.
+
+    Args:
+        loader: Held-out data.
+    """
+    with ExitStack() as stack:
+        _seed_generators(stack, loader, 0, "evaluation")
+        return list(loader)
+
+
 @final
 class LoaderStream:
     """A `DataLoader` read by step."""
@@ -231,9 +245,7 @@ class LoaderStream:
     def _opened(self, epoch: int) -> Iterator[None]:
         """Seed the generators of an epoch's order inside the block."""
         with ExitStack() as stack:
-            for generator in _generators(self._loader):
-                stack.enter_context(_lent(generator, self._seed, epoch))
-            stack.enter_context(seeding.scoped(self._seed, "loader", epoch))
+            _seed_generators(stack, self._loader, self._seed, "loader", epoch)
             yield
 
     def _listed(self, epoch: int) -> Order:
@@ -277,10 +289,7 @@ class LoaderStream:
 
     def held_out(self) -> list[Batch]:
         """Return one pass over the loader as batches, the last of which may be smaller."""
-        # A loader that shuffles draws its order from torch's global generator, which is the
-        # caller's, and masks of its collate function would differ from call to call.
-        with seeding.scoped(0, "evaluation"):
-            return [self.as_batch(item) for item in self._loader]
+        return [self.as_batch(item) for item in held_out_items(self._loader)]
 
     def _built(self, item: object) -> Batch:
         batch = self.as_batch(item)
@@ -363,11 +372,20 @@ def _generators(loader: DataLoader[object]) -> list[torch.Generator]:
     )
 
 
+def _seed_generators(
+    stack: ExitStack, loader: DataLoader[object], seed: int, purpose: str, *index: int
+) -> None:
+    """Seed the generators of a loader and the global ones until a stack is closed."""
+    for generator in _generators(loader):
+        stack.enter_context(_lent(generator, seeding.derive(seed, purpose, *index)))
+    stack.enter_context(seeding.scoped(seed, purpose, *index))
+
+
 @contextmanager
-def _lent(generator: torch.Generator, seed: int, epoch: int) -> Iterator[None]:
+def _lent(generator: torch.Generator, seed: int) -> Iterator[None]:
     """Seed a user's generator inside the block and restore it afterwards."""
     state = generator.get_state()
-    generator.manual_seed(seeding.derive(seed, "loader", epoch))
+    generator.manual_seed(seed)
     try:
         yield
     finally:

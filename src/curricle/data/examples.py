@@ -23,6 +23,7 @@ from torch import Tensor
 
 from curricle.data.batch import Batch, Inputs, data_mask, named
 from curricle.data.collation import batch_of
+from curricle.data.streams import numbers_in_order
 from curricle.data.table_files import READERS, Row, rows_of
 from curricle.data.text.corpora import HUB, load_data_set
 from curricle.errors import DataError, near_names
@@ -241,10 +242,7 @@ class ExampleStream:
             most: Maximum number of batches; None takes all examples.
         """
         count = self._count if most is None else min(self._count, most * self._batch_size)
-        starts = range(0, count, self._batch_size)
-        return tuple(
-            self._batch(np.arange(start, min(start + self._batch_size, count))) for start in starts
-        )
+        return tuple(map(self._batch, numbers_in_order(count, self._batch_size)))
 
     def _permutation(self, epoch: int) -> Int[np.ndarray, " example"]:
         if epoch != self._epoch:

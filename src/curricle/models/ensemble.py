@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from curricle.errors import BindError, DataError, loading_hint
+from curricle.errors import CAUSAL_LOADER, BindError, DataError, loading_hint
 from curricle.models.outputs import logits_in
 
 ROW_WEIGHTS = "member_weights"
@@ -58,7 +58,7 @@ class Ensemble(nn.Module):
             if not isinstance(member, nn.Module):
                 raise BindError(
                     f"'members' must be torch.nn.Module; got {type(member).__name__!r}"
-                    f"{loading_hint(member, 'AutoModelForCausalLM')}"
+                    f"{loading_hint(member, CAUSAL_LOADER)}"
                 )
         ratios = [1.0] * len(members) if weights is None else [float(ratio) for ratio in weights]
         are_weights = all(0.0 <= ratio < float("inf") for ratio in ratios) and sum(ratios) > 0.0

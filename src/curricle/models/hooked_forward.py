@@ -40,6 +40,7 @@ from curricle.models.inference import HeldLinear
 from curricle.models.outputs import (
     entry_of,
     first_tensor,
+    heads_beside_logits,
     is_embedding,
     is_span,
     logits_note,
@@ -127,6 +128,7 @@ class HookedForward:
         )
         self._width_axis, self._class_axis = width_axis, class_axis
         self._obscurity = self._logits_note = ""
+        self._heads: tuple[str, ...] = ()
         self._are_embeddings = False
         self._is_running = self._has_gathered = False
         self._selected: Tensor | None = None
@@ -187,6 +189,7 @@ class HookedForward:
             self._positions,
             self._obscurity,
             self._logits_note,
+            self._heads,
             self._are_embeddings,
         )
 
@@ -195,6 +198,7 @@ class HookedForward:
         self._hidden, self._owners = {}, {}
         self._collected = ()
         self._head = self._positions = self._output = None
+        self._heads = ()
         self._obscurity = self._logits_note = ""
         self._are_embeddings = False
         self._versions.clear()
@@ -404,7 +408,8 @@ class HookedForward:
             self._obscurity = str(error)
             return None
         # A named output is a decision of the user.
-        self._logits_note = "" if self._observed.output else logits_note(output)
+        if not self._observed.output:
+            self._logits_note, self._heads = logits_note(output), heads_beside_logits(output)
         self._are_embeddings = is_embedding(output)
         return self._select(logits if axis is None else with_features_last(logits, axis))
 

@@ -7,7 +7,7 @@ rows of one tensor. Several other candidates are ambiguous, so none of them is u
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -181,18 +181,43 @@ def logits_note(output: object) -> str:
     if is_span(output):
         return "start and end logits are taught as two distributions over the positions"
     if "logits" in entries:
-        unused = [
-            name
-            for name, entry in entries.items()
-            if isinstance(entry, Tensor) and entry.is_floating_point() and entry.ndim
-            if not any(word in name for word in (*STATE_NAMES, "loss"))
-            if name != "logits"
-        ]
-        return f"only 'logits' are taught, {_names(unused)} left out" if unused else ""
+        return ""
     names = [name for name in _candidates(entries) if not any(word in name for word in STATE_NAMES)]
     if not names:
         return ""
     return f"{names[0]!r} of the output is taken for the logits, since nothing has that name"
+
+
+def heads_beside_logits(output: object) -> tuple[str, ...]:
+    """Return the names of further scores in an output with logits, as of a second head.
+
+    Args:
+        output: Result of `forward` that `logits_in` accepts.
+    """
+    entries = (None if isinstance(output, Tensor) else _entries(output)) or {}
+    if "logits" not in entries:
+        return ()
+    return tuple(
+        name
+        for name, entry in entries.items()
+        if isinstance(entry, Tensor) and entry.is_floating_point() and entry.ndim
+        if not any(word in name for word in (*STATE_NAMES, "loss"))
+        if name != "logits"
+    )
+
+
+def heads_note(heads: Sequence[str], outputs: Collection[str]) -> str:
+    """Return a note about heads that nothing reads; empty if all are read.
+
+    Args:
+        heads: Names of the heads beside the logits.
+        outputs: Names of the outputs that objectives read beside the logits.
+    """
+    unread = [name for name in heads if name not in outputs]
+    if not unread:
+        return ""
+    taught = ["logits", *(name for name in heads if name in outputs)]
+    return f"only {_joined(taught)} are taught, {_names(unread)} left out"
 
 
 def first_tensor(output: object, name: str) -> Tensor:
@@ -273,6 +298,9 @@ def _listed(entries: Mapping[str, object]) -> str:
     return ", ".join(words) or "nothing"
 
 
-def _names(names: list[str]) -> str:
-    verb = "is" if len(names) == 1 else "are"
-    return f"{', '.join(map(repr, names))} {verb}"
+def _names(names: Sequence[str]) -> str:
+    return f"{_joined(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))

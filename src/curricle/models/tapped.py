@@ -96,6 +96,8 @@ class Activations:
     """Reason for an output without logits where they are open; empty otherwise."""
     logits_note: str = ""
     """Which part of the output was taken for the logits; empty if it was the only one."""
+    heads: tuple[str, ...] = ()
+    """Names of further scores in an output with logits, as of a second head."""
     are_embeddings: bool = False
     """Whether the output is named as embeddings of sentences, which are no scores of classes."""
 

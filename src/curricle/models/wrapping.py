@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import nn
 
-from curricle.errors import BindError, loading_hint
+from curricle.errors import CAUSAL_LOADER, BindError, loading_hint
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
@@ -70,7 +70,7 @@ def tapped(
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         raise BindError(
             f"'model' must be a torch.nn.Module, or one that curricle.tapped describes; got "
-            f"{type(model).__name__!r}{loading_hint(model, 'AutoModelForCausalLM')} (a folder of "
+            f"{type(model).__name__!r}{loading_hint(model, CAUSAL_LOADER)} (a folder of "
             f"stored targets is opened by curricle.open_targets, and only as a teacher of "
             f"'distill')"
         )

@@ -13,9 +13,9 @@ loss has a second formula. On a GPU with triton, divergences and cross-entropy o
 kernel of `objectives.fused` instead. Weight gradients are accumulated in float32 or wider, except
 that the kernel's chunks sum those of bfloat16 weights in bfloat16, at most `MOST_ROUNDINGS` of
 them: each of n chunks adds a rounding, which makes the error about sqrt(n / 2) times that of a
-gradient rounded once. Inputs of at most one chunk take the ordinary path. Only the student's head
-gets a gradient, no other tensor used by a loss. Matrix products run in the precision of the states,
-as under autocast, which is disabled inside.
+gradient rounded once. Without the kernel, inputs of at most one chunk take the ordinary path; with
+it, they are one chunk. Only the student's head gets a gradient, no other tensor used by a loss.
+Matrix products run in the precision of the states, as under autocast, which is disabled inside.
 
 References:
     [LK] Hsu et al. 2024, arXiv 2410.10989 (Liger Kernel): the gradient of a fused head is computed

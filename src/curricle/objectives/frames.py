@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from curricle.colocation import beside, count_beside
-from curricle.data.batch import Batch
+from curricle.data.batch import Batch, with_host
 from curricle.models.tapped import TappedModel
 
 LENGTHS = "_get_feat_extract_output_lengths"
@@ -58,13 +58,9 @@ class FrameCounter:
             return batch
         if batch.host is not None:
             host = self.batch(batch.host)
-            return Batch(
-                inputs=batch.inputs,
-                valid=None if host.valid is None else beside(host.valid, batch.valid),
-                step=batch.step,
-                offset=batch.offset,
-                host=host,
-            )
+            valid = None if host.valid is None else beside(host.valid, batch.valid)
+            frames = Batch(inputs=batch.inputs, valid=valid, step=batch.step, offset=batch.offset)
+            return with_host(frames, host)
         longest = batch.valid.new_tensor([batch.valid.shape[1]], dtype=torch.int64)
         numbers = count_beside(batch.valid, int(self.counts(longest)))
         valid = numbers < self.counts(batch.valid.sum(1)).unsqueeze(1)

@@ -7,10 +7,11 @@ and written once, where a loss by operations of torch reads and writes it about 
 Axes: row (counted positions), class.
 
 Design: the kernel needs triton, a GPU it supports and a C compiler. It is tried once per device;
-where it fails, `fused_loss` returns None, and the loss takes the operations of torch. Logits are
-computed in float32 from the product, including soft caps, while all logits at once round every step
-to the precision of the model. Teacher temperature 0, float64, and tensors that are traced or
-distributed take the operations of torch as well.
+where it fails, `fused_loss` returns None, and the loss takes the operations of torch. A lack of
+memory is raised instead, and the next loss tries the kernel again. Logits are computed in float32
+from the product, including soft caps, while all logits at once round every step to the precision of
+the model. Teacher temperature 0, float64, and tensors that are traced or distributed take the
+operations of torch as well.
 
 Budget of 8,192 positions, 131,072 classes, width 4,096, bfloat16, on a GPU of 750 TFLOP/s and
 3 TB/s: four products of 8.8 TFLOP each take 47 ms. The kernel reads 4 GiB of logits in each of two
@@ -208,7 +209,11 @@ def _kernels() -> ModuleType:
 
 @cache
 def _runs_on(device: torch.device) -> bool:
-    """Return whether the kernel runs on a device; tried with two classes."""
+    """Return whether the kernel runs on a device; tried with two classes.
+
+    Raises:
+        RuntimeError: If the device has no memory for the trial; nothing is cached then.
+    """
     try:
         _kernels()
     except ImportError:
@@ -218,7 +223,11 @@ def _runs_on(device: torch.device) -> bool:
     loss = FusedLoss(student=head, teacher=head, divergence=ForwardKL())
     try:
         loss.overwrite(loss.product(slice(0, 1)), slice(0, 1))
-    except Exception as error:  # noqa: BLE001 - compilers of triton fail in many ways
+    except Exception as error:
+        # Memory may be free at the next trial; other errors return. Of a lack of memory the loader
+        # of triton raises a plain RuntimeError.
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            raise
         warnings.warn(
             f"losses in chunks use operations of torch on {device}, which are slower and take more "
             f"memory, because triton does not run there: {error}",

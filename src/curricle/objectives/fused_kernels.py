@@ -2,7 +2,7 @@
 
 This is the only module that imports triton, which is imported where the kernel is launched.
 
-Axes: lane (vectors of a block), vector (neighbouring classes that a thread loads at once).
+Axes: lane (vectors of a block), vector (neighboring classes that a thread loads at once).
 
 Design: each program reads a row two or three times. The first pass sums exponentials relative to a
 running maximum of each lane, so that no thread waits for others inside a pass. The last pass

@@ -23,7 +23,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
-from curricle.data.batch import SEQUENCE_AXES, Batch, Rows, data_mask
+from curricle.data.batch import SEQUENCE_AXES, Batch, Rows, data_mask, with_host
 from curricle.errors import BindError, DataError
 
 Reading = Literal["positions", "grid", "pooled", "channels"]
@@ -164,13 +164,10 @@ def teacher_batch(batch: Batch, leading: Sequence[int], *, is_encoded: bool) -> 
         tuple((teacher.leading if mask is None else mask).shape[:SEQUENCE_AXES]),
     }
     masks = [student.valid if has_common_positions else None, None if mask is None else mask.bool()]
-    return Batch(
-        inputs=inputs,
-        valid=_intersection(masks),
-        step=batch.step,
-        offset=batch.offset,
-        host=batch.host and teacher_batch(batch.host, leading, is_encoded=is_encoded),
-    )
+    read = Batch(inputs=inputs, valid=_intersection(masks), step=batch.step, offset=batch.offset)
+    if batch.host is None:
+        return read
+    return with_host(read, teacher_batch(batch.host, leading, is_encoded=is_encoded))
 
 
 def _intersection(

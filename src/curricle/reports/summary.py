@@ -201,15 +201,15 @@ class Summary:
         for name, method in self.methods.items():
             for text in method.notes:
                 holders.setdefault(text, []).append(name)
-        return tuple(
-            text if has_subject(text) else f"{self._joined(names)}: {text}"
-            for text, names in holders.items()
-        )
+        return tuple(self._owned(text, names) for text, names in holders.items())
 
-    def _joined(self, names: Sequence[str]) -> str:
-        """Return strategies as the owner of a note."""
-        are_all = len(names) == len(self.methods) > 1
-        return "all strategies" if are_all else ", ".join(names)
+    def _owned(self, text: str, names: Sequence[str]) -> str:
+        """Return a note after its strategies; all of them are left out before a subject."""
+        are_all = len(names) == len(self.methods)
+        if are_all and has_subject(text):
+            return text
+        owner = "all strategies" if are_all and len(names) > 1 else ", ".join(names)
+        return f"{owner}: {text}"
 
     @property
     def goal_words(self) -> str:

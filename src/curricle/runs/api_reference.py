@@ -1,12 +1,13 @@
 """Reference page of the Python API, made from docstrings and signatures.
 
 `python -m curricle.runs.api_reference` prints docs/api.md: every name of `curricle.__all__` with
-its signature, the first sentence of its docstring and its attributes, in the order of the packages,
-and the names of the packages beside it. `make docs` writes the page, and a test compares it with
-the code.
+its signature, the first sentence of its docstring, its attributes and those of a result that has no
+public name of its own, in the order of the packages, and the names of the packages beside it. `make
+docs` writes the page, and a test compares it with the code.
 
 Design: types are left out of signatures, since docstrings and editors have them; defaults that are
-values are shown with the fields that differ from those of their class.
+values are shown with the fields that differ from those of their class. Members that only the
+package calls are listed in `INTERNAL` and left out, as is the `kind` that specs have.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 import curricle
@@ -44,6 +45,7 @@ HEADINGS: Mapping[str, str] = types.MappingProxyType(
 PACKAGES = (
     "curricle.curriculum",
     "curricle.data",
+    "curricle.data.text",
     "curricle.models",
     "curricle.objectives",
     "curricle.probes",
@@ -54,6 +56,78 @@ PACKAGES = (
     "curricle.integrations.sentence_transformers",
 )
 """Packages with further names."""
+_OPTIMIZER = frozenset({"build", "factors", "moments", "moved"})
+INTERNAL: Mapping[str, frozenset[str]] = types.MappingProxyType(
+    {
+        "AdamW": _OPTIMIZER,
+        "SGD": _OPTIMIZER,
+        "Batch": frozenset(
+            {
+                "for_encoder",
+                "host",
+                "is_decoded",
+                "key",
+                "leading",
+                "matched_selected",
+                "moved",
+                "num_read_tokens",
+                "offset",
+                "predicts_tokens",
+                "readable",
+                "repeats_inputs",
+                "step",
+            }
+        ),
+        "GroupedProbabilities": frozenset({"check"}),
+        "LayerPair": frozenset({"teacher_tap"}),
+        "LoaderStream": frozenset({"as_batch", "reads_ahead"}),
+        "Manifest": frozenset(
+            {
+                "finished",
+                "format",
+                "has_all",
+                "is_readable",
+                "of",
+                "sections",
+                "shards",
+                "target_set",
+                "with_finished",
+                "with_shard",
+            }
+        ),
+        "MatchHidden": frozenset({"selected_positions"}),
+        "MatchMargins": frozenset({"check_groups"}),
+        "PrincipalStart": frozenset({"law", "map"}),
+        "RandomStart": frozenset({"law", "map"}),
+        "StoredTeacher": frozenset(
+            {"check", "check_precision", "placeholders", "serving", "teaching"}
+        ),
+        "TappedModel": frozenset({"open_taps", "place"}),
+        "TrainingSettings": frozenset(
+            {
+                "autocast",
+                "best_metric",
+                "compiles_student",
+                "compiles_teacher",
+                "features",
+                "intervals",
+                "placement",
+                "precision_of_teacher",
+                "precisions",
+                "stated_threads",
+                "teacher_autocast",
+                "teacher_inference",
+            }
+        ),
+        "Trajectory": frozenset({"check_digest"}),
+        "UntilMetric": frozenset({"is_reached"}),
+    }
+)
+"""Members by class that only the package itself calls, left out of the page."""
+OPTIONAL: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+    {"Stream": ("examples_per_epoch", "held_out")}
+)
+"""Members of a protocol that implementations may have."""
 BASES = (object, BaseException, Exception)
 """Classes whose attributes are left out."""
 WIDTH = 100
@@ -88,7 +162,7 @@ def _package(of: object) -> str:
 
 
 def entry(name: str, of: object) -> str:
-    """Return heading, signature, sentence and attributes of a public object.
+    """Return heading, signature, sentence, attributes and result of a public object.
 
     Args:
         name: Its public name.
@@ -97,8 +171,33 @@ def entry(name: str, of: object) -> str:
     lines = [f"### `{name}`\n", f"```python\n{signature(name, of)}\n```\n", first_sentence(of)]
     names = attributes(of)
     if names:
-        lines.append(f"\nAttributes: {', '.join(f'`{member}`' for member in names)}.")
+        lines.append(f"\nAttributes: {_listed(names)}.")
+    if name in OPTIONAL:
+        lines.append(f"\nOptional: {_listed(OPTIONAL[name])}.")
+    result = unnamed_result(of)
+    if result is not None:
+        lines.append(f"\nResult: `{result.__name__}`, with {_listed(attributes(result))}.")
     return "\n".join(lines) + "\n"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def unnamed_result(of: object) -> type | None:
+    """Return the class of a function's result that has no entry of its own; None without one.
+
+    Args:
+        of: A class or function, of which the former has none.
+    """
+    if not inspect.isfunction(of):
+        return None
+    result = inspect.signature(of).return_annotation
+    if isinstance(result, str):
+        # The name of a class that stands below the function.
+        result = getattr(sys.modules[of.__module__], result, None)
+    is_ours = isinstance(result, type) and result.__module__.startswith("curricle")
+    return result if is_ours and result.__name__ not in public_names("curricle") else None
 
 
 def signature(name: str, of: object) -> str:
@@ -112,7 +211,11 @@ def signature(name: str, of: object) -> str:
         isinstance(of, type) and issubclass(of, BaseException)
     ):
         return name
-    marks = list(_arguments(inspect.signature(cast("Callable[..., object]", of))))
+    call = inspect.signature(cast("Callable[..., object]", of))
+    if isinstance(of, type):
+        arguments = [argument for argument in call.parameters.values() if argument.name != "kind"]
+        call = call.replace(parameters=arguments)
+    marks = list(_arguments(call))
     line = f"{name}({', '.join(marks)})"
     if len(line) <= WIDTH:
         return line
@@ -174,7 +277,7 @@ def first_sentence(of: object) -> str:
 
 
 def attributes(of: object) -> list[str]:
-    """Return the fields, properties and methods of a class that curricle defines.
+    """Return the fields, properties and methods of a class that are meant for users.
 
     Args:
         of: A class or function, of which the latter has none.
@@ -188,15 +291,15 @@ def attributes(of: object) -> list[str]:
         for name in (*getattr(kind, "__annotations__", {}), *vars(kind))
         if not name.startswith("_") and name != "kind" and kind not in BASES
     ]
-    return list(dict.fromkeys(names))
+    internal = INTERNAL.get(of.__name__, frozenset())
+    return [name for name in dict.fromkeys(names) if name not in internal]
 
 
 def _packages() -> Iterator[str]:
     yield "## Packages\n"
     yield "Names of packages, imported as `from curricle.objectives import MatchLogits`.\n"
     for path in PACKAGES:
-        listed = ", ".join(f"`{name}`" for name in public_names(path))
-        yield f"- `{path}`: {listed}"
+        yield f"- `{path}`: {_listed(public_names(path))}"
     yield ""
 
 

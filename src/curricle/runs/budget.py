@@ -16,7 +16,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import BeforeValidator, Field
 
-from curricle.curriculum.durations import FRACTION, Duration, exact_fraction
+from curricle.curriculum.durations import DECIMAL, FRACTION, Duration, exact_fraction
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
@@ -81,7 +81,7 @@ def budget(text: object) -> object:
     match = re.fullmatch(rf"\s*({FRACTION})\s+(epochs?)\s*", str(text))
     if match is not None:
         return {"number": float(Fraction(match[1])), "unit": "epochs"}
-    match = re.fullmatch(r"\s*(-?[\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
+    match = re.fullmatch(rf"\s*({DECIMAL})\s*([kMGT]?)\s+(\w+)\s*", str(text))
     try:
         number, suffix, unit = match.groups() if match is not None else ("", "", "")
         unit = "epochs" if unit == "epoch" else unit

@@ -99,8 +99,8 @@ class Card:
     """Further facts of the training, by name."""
     command: str = ""
     """Command that runs the training again; empty for a run from Python."""
-    class_names: tuple[str, ...] = ()
-    """Names of the classes in the order of their numbers, if they are stated."""
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    """Names of the classes by number, in order, if they are stated."""
     onnx: str = ""
     """Agreement of the ONNX file with torch, if there is one."""
 
@@ -185,7 +185,7 @@ def _summary(card: Card) -> str:
 
 def _use(card: Card) -> str:
     onnx = f"\n\n`model.onnx` gives the same numbers: {card.onnx}." if card.onnx else ""
-    rows = [(str(number), _text(name)) for number, name in enumerate(card.class_names)]
+    rows = [(str(number), _text(name)) for number, name in card.class_names.items()]
     classes = f"\n\n{_table(('class', 'name'), rows)}" if rows else ""
     return f"## Use\n\n```python\n{card.loading}\n```{onnx}{classes}"
 

@@ -391,7 +391,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         plan.rehearse(seeds[0], folder)
         write_request(folder, request, resume=resume)
         runs = [(name, seed) for seed in seeds for name in plan.strategies]
-        with shown_progress(is_wanted=progress) as new_observer:
+        with shown_progress(is_wanted=progress, is_comparison=True) as new_observer:
             students = plan.train(runs, folder, new_observer=new_observer, resume=resume)
         page = None if output_dir is None else folder / REPORT
         summary = summarized([folder])[1] if page is None else write_report([folder], page)

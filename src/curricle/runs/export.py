@@ -72,6 +72,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
     )
 )
 """Meaning of a single output tensor by the metric of the run, where it is not logits."""
+NO_NAMES: Mapping[int, str] = MappingProxyType({})
+"""Names of no class."""
 WriteTokenizer = Callable[[Path], object]
 """Writes a tokenizer into a folder."""
 
@@ -122,7 +124,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
             `teacher.config.id2label`, for the configuration and the card; empty keeps those in the
             configuration of the student.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
-            None writes none.
+            None writes none. An output with the name of an input ends in `_output` there.
         tolerance: Largest difference between outputs of both, relative to the largest number of
             an output or to 1 if all are smaller.
 
@@ -140,7 +142,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
     records = () if run is None else finished_records(Path(run))
     model, is_merged = merged(module)
     check_layout(model, layout)
-    names = _checked_names(model, class_names)
+    class_names = _checked_names(model, class_names)
     card = Card(
         title=_title(records),
         class_name=type(model).__name__,
@@ -149,12 +151,13 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         records=records,
         teacher=teacher,
         base_model=base_model or base_name(model),
-        class_names=names,
+        class_names=class_names or names_of_classes(model),
     )
     return write_export(
         model,
         to,
         card,
+        class_names=class_names,
         write_tokenizer=_tokenizer_writer(tokenizer),
         onnx=onnx.inputs if isinstance(onnx, Batch) else onnx,
         tolerance=tolerance,
@@ -172,6 +175,7 @@ def write_export(  # noqa: PLR0913 - one argument a part of the folder
     to: str | Path,
     card: Card,
     *,
+    class_names: Mapping[int, str] = NO_NAMES,
     write_tokenizer: WriteTokenizer | None = None,
     onnx: Inputs | None = None,
     tolerance: float = TOLERANCE,
@@ -184,6 +188,7 @@ def write_export(  # noqa: PLR0913 - one argument a part of the folder
         model: The model, without adapters.
         to: Folder to make.
         card: Content of its card.
+        class_names: Names that replace those of the configuration; empty leaves it as it is.
         write_tokenizer: Writes the tokenizer beside the model.
         onnx: Inputs for an ONNX file; None writes none.
         tolerance: Largest difference of its outputs.
@@ -202,7 +207,7 @@ def write_export(  # noqa: PLR0913 - one argument a part of the folder
     check: OnnxCheck | None = None
     with new_folder(folder) as temporary:
         _write_files(model, temporary)
-        _write_names(card.class_names, temporary / CONFIG)
+        _write_names(class_names, temporary / CONFIG)
         if write_tokenizer is not None:
             write_tokenizer(temporary)
         if onnx is not None:
@@ -338,27 +343,35 @@ def _write_files(model: nn.Module, folder: Path) -> None:
         save_pretrained(str(folder))
 
 
-def names_of_classes(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of classes in the configuration of a model; empty if they have none.
+def names_of_classes(model: nn.Module) -> Mapping[int, str]:
+    """Return the names of classes in the configuration of a model, by id; empty without names.
 
     Args:
         model: The model.
     """
     names = _labels(model)
     # A configuration numbers classes without names itself.
-    is_numbered = all(name == f"LABEL_{number}" for number, name in enumerate(names))
-    return () if is_numbered else names
+    is_numbered = all(name == f"LABEL_{number}" for number, name in names.items())
+    return NO_NAMES if is_numbered else names
 
 
-def _labels(model: nn.Module) -> tuple[str, ...]:
+def _labels(model: nn.Module) -> Mapping[int, str]:
+    """Return the `id2label` of a model in the order of the ids; empty without one."""
     labels = getattr(getattr(model, "config", None), "id2label", None)
-    return tuple(str(labels[number]) for number in sorted(labels)) if labels else ()
+    if not isinstance(labels, Mapping):
+        return NO_NAMES
+    try:
+        # Ids are texts where JSON was read; as texts, "10" would come before "2".
+        names = {int(number): str(name) for number, name in labels.items()}
+    except (TypeError, ValueError):
+        return NO_NAMES
+    return dict(sorted(names.items()))
 
 
 def _checked_names(
     model: nn.Module, class_names: Sequence[object] | Mapping[int, object]
-) -> tuple[str, ...]:
-    """Return stated names of classes, or those that the configuration of a model has.
+) -> Mapping[int, str]:
+    """Return stated names of classes by number; empty without any.
 
     Raises:
         BindError: If they are not different texts numbered from 0, or not as many as the classes of
@@ -374,20 +387,18 @@ def _checked_names(
     texts = tuple(name for name in names if isinstance(name, str))
     if isinstance(names, str) or len(texts) < len(names):
         raise BindError(f"'class_names' must be a list of texts; got {names!r}")
-    if not texts:
-        return names_of_classes(model)
     if len(set(texts)) < len(texts):
         raise BindError(f"'class_names' must be different names; got {list(texts)}")
-    present = _labels(model)
+    present = _labels(model) if texts else NO_NAMES
     if present and len(present) != len(texts):
         raise BindError(
             f"'class_names' must hold one name for each of the {len(present)} classes of "
             f"{type(model).__name__}; got {len(texts)}"
         )
-    return texts
+    return dict(enumerate(texts))
 
 
-def _write_names(names: Sequence[str], config: Path) -> None:
+def _write_names(names: Mapping[int, str], config: Path) -> None:
     """Write names of classes into a configuration of transformers.
 
     Without names, or without a configuration, nothing is written. The configuration of the model
@@ -396,8 +407,8 @@ def _write_names(names: Sequence[str], config: Path) -> None:
     if not names or not config.is_file():
         return
     document = json.loads(config.read_text(encoding="utf-8"))
-    document["id2label"] = {str(number): name for number, name in enumerate(names)}
-    document["label2id"] = {name: number for number, name in enumerate(names)}
+    document["id2label"] = {str(number): name for number, name in names.items()}
+    document["label2id"] = {name: number for number, name in names.items()}
     write_text(config, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 

@@ -4,6 +4,7 @@ A folder of `distill` holds one student, one of `teach` the teacher, and one of 
 for each strategy and seed, of which the first seed is the default.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -229,9 +230,9 @@ def _sizes(model: Finished) -> str:
     return "..."
 
 
-def _names_without_config(model: Finished) -> tuple[str, ...]:
+def _names_without_config(model: Finished) -> Mapping[int, str]:
     """Return the names of the task's classes for a model that cannot hold them itself."""
-    return () if hasattr(model.module, "config") else model.data.class_names
+    return {} if hasattr(model.module, "config") else dict(enumerate(model.data.class_names))
 
 
 def _datasets(spec: RunSpec) -> tuple[str, ...]:

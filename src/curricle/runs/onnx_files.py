@@ -2,9 +2,10 @@
 
 `torch.onnx` exports the forward pass in evaluation mode, from the inputs of the model to its
 outputs, which have their names in torch: the logits, or a declared entry, start and end logits of
-answers, all heads of several. Batch size and length are free wherever torch can trace them with
-symbols. ONNX Runtime then computes the outputs of the sample, and of a smaller subset of it along
-free axes; a difference from torch beyond the tolerance is an error.
+answers, all heads of several. An output named as an input gets the ending `_output`. Batch size and
+length are free wherever torch can trace them with symbols. ONNX Runtime then computes the outputs
+of the sample, and of a smaller subset of it along free axes; a difference from torch beyond the
+tolerance is an error.
 
 Axes: example, then those of the model's inputs.
 """
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 ONNX = "model.onnx"
 LOGITS = "logits"
 """Name of an output without one in torch."""
+OUTPUT_SUFFIX = "_output"
+"""End of the name of an output that would have that of an input."""
 TOLERANCE = 1e-4
 """Largest difference from torch by default, relative to the largest number of an output or to 1 if
 all are smaller; float32 of two programs differs by about 1e-6."""
@@ -67,9 +70,9 @@ class OnnxCheck:
         """Return the agreement in a sentence."""
         sizes = " and ".join("x".join(map(str, shape)) for shape in self.shapes)
         first, *others = self.outputs
-        beside = "".join(f" and {name}" for name in others)
+        more = "".join(f" and {name}" for name in others)
         return (
-            f"{first} of shape {sizes}{beside} differ from torch by at most "
+            f"{first} of shape {sizes}{more} differ from torch by at most "
             f"{self.difference:.1e} (allowed: {self.tolerance:.1e})"
         )
 
@@ -206,7 +209,7 @@ def _check(
     Raises:
         BindError: If they differ by more than the tolerance.
     """
-    session = _runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = _open(path)
     inputs = {entry.name: tuple(map(str, entry.shape)) for entry in session.get_inputs()}
     difference, shapes = 0.0, []
     outputs: tuple[str, ...] = ()
@@ -231,6 +234,26 @@ def _check(
         shapes=tuple(shapes),
         outputs=outputs,
     )
+
+
+def _open(path: Path) -> "InferenceSession":
+    """Return a session of ONNX Runtime with a file.
+
+    Raises:
+        BindError: If it does not accept the file.
+    """
+    runtime = _runtime()
+    try:
+        session: InferenceSession = runtime.InferenceSession(
+            str(path), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        # The errors of ONNX Runtime have no common base class.
+        raise BindError(
+            f"'onnx' must be of a model that ONNX Runtime can run; it does not open the file: "
+            f"{_cause(error)}"
+        ) from error
+    return session
 
 
 def _run(
@@ -288,7 +311,17 @@ def _narrowed(
 
 
 def _outputs(module: nn.Module, inputs: Inputs, names: OutputNames) -> dict[str, Tensor]:
-    return named_outputs(run_module(module, inputs), names.entry, names.default)
+    outputs = named_outputs(run_module(module, inputs), names.entry, names.default)
+    # The tensors of a file share one space of names.
+    taken = set(_named(inputs)) | set(outputs)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in outputs.items():
+        free = name
+        while free in _named(inputs) or (free != name and free in taken):
+            free += OUTPUT_SUFFIX
+        taken.add(free)
+        renamed[free] = tensor
+    return renamed
 
 
 def _on_cpu(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

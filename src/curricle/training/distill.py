@@ -53,6 +53,7 @@ from curricle.training.loop.evaluation import (
     chance_of,
     label_metrics,
     teacher_is_at_chance,
+    with_outputs,
 )
 from curricle.training.setup.arguments import (
     AnyModel,
@@ -428,6 +429,8 @@ def teacher_notes(evaluate: Evaluator, teacher: object, run: BoundRun) -> tuple[
     reads_logits = any(stage.teacher_logits or stage.teacher_head for stage in reads)
     if not isinstance(teacher, LiveTeacher) or not reads_logits:
         return ()
+    # Judged at the output of the labels, as the student is.
+    evaluate = with_outputs(evaluate, run.objectives)
     if not teacher_is_at_chance(evaluate, teacher.model, run.tables):
         return ()
     LOGGER.warning("curricle: %s", TEACHER_AT_CHANCE)

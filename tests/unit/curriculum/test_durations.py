@@ -140,6 +140,8 @@ def test_a_duration_prints_as_the_text_it_is_read_from() -> None:
         ("1e4 steps", 10_000, "steps", 1),
         ("2.5e+5 examples", 250_000, "examples", 1),
         ("3. epochs", 3, "epochs", 1),
+        ("1e-1 epochs", 1, "epochs", 10),
+        ("5000e-3 steps", 5, "steps", 1),
     ],
 )
 def test_numbers_are_read_as_python_writes_them(

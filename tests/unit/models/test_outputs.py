@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from curricle.errors import BindError
-from curricle.models.outputs import first_tensor, is_span, logits_in, logits_note
+from curricle.models.outputs import (
+    first_tensor,
+    heads_beside_logits,
+    heads_note,
+    is_span,
+    logits_in,
+    logits_note,
+)
 
 FIRST, SECOND = torch.zeros(1), torch.ones(1)
 SCORES, OTHER = torch.zeros(2, 3), torch.zeros(2, 3, 4)
@@ -103,10 +110,6 @@ def test_logits_are_never_one_of_several_outputs(output: object, listed: str) ->
         (SCORES, ""),
         ({"logits": SCORES, "last_hidden_state": OTHER}, ""),
         (
-            {"logits": SCORES, "mc_logits": SCORES},
-            "only 'logits' are taught, 'mc_logits' is left out",
-        ),
-        (
             {"out": SCORES},
             "'out' of the output is taken for the logits, since nothing has that name",
         ),
@@ -118,6 +121,19 @@ def test_logits_are_never_one_of_several_outputs(output: object, listed: str) ->
 )
 def test_what_was_taken_for_the_logits_is_noted(output: object, note: str) -> None:
     assert logits_note(output) == note
+
+
+def test_heads_that_nothing_reads_are_noted() -> None:
+    output = {"loss": FIRST, "logits": SCORES, "shape": SCORES, "color": SCORES}
+    heads = heads_beside_logits(output)
+    assert heads == ("shape", "color")
+    assert heads_note(heads, ()) == "only 'logits' are taught, 'shape', 'color' are left out"
+    assert heads_note(heads, {"shape"}) == (
+        "only 'logits', 'shape' are taught, 'color' is left out"
+    )
+    assert not heads_note(heads, {"color", "shape"})
+    assert not heads_beside_logits({"first": SCORES, "second": SCORES})
+    assert not heads_beside_logits(SCORES)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,36 @@ def test_a_kernel_that_does_not_compile_is_reported_and_replaced(
         assert not fused._runs_on.__wrapped__(torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_a_lack_of_memory_does_not_replace_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Memory may be free at the next loss, which tries the kernel again."""
+    errors = [error]
+
+    def launch_unless_full(*arguments: Any) -> Tensor:
+        if errors:
+            raise errors.pop()
+        return launch(*arguments)
+
+    monkeypatch.setattr(fused, "_kernels", SimpleNamespace)
+    monkeypatch.setattr(fused, "_launch", launch_unless_full)
+    device = torch.device("cpu")
+    fused._runs_on.cache_clear()
+    try:
+        with pytest.raises(type(error), match="out of memory"):
+            fused._runs_on(device)
+        assert fused._runs_on(device)
+    finally:
+        fused._runs_on.cache_clear()
+
+
 def test_a_label_outside_the_classes_is_an_error(kernel: list[tuple[int, int]]) -> None:
     with pytest.raises(RuntimeError, match="a label is outside the classes"):
         chunked_cross_entropy(head(0), torch.full((ROWS,), -100), chunk=5)

@@ -252,6 +252,7 @@ def test_notes_of_runs_are_kept_once(tmp_path: Path, write_run: WriteRun) -> Non
     for method in ("a", "b"):
         for seed in range(2):
             notes = ("logits are the first output", f"{method} alone", "data: examples")
+            notes += (f"goal: of {method}",)
             folder = tmp_path / f"students/{method}/seed-{seed}"
             write_run(folder, {10: 0.5}, seed=seed, notes=notes)
     summary = summarize(load_runs([tmp_path]))
@@ -259,12 +260,15 @@ def test_notes_of_runs_are_kept_once(tmp_path: Path, write_run: WriteRun) -> Non
         "logits are the first output",
         "a alone",
         "data: examples",
+        "goal: of a",
     )
     assert summary.notes == (
         "all strategies: logits are the first output",
         "a: a alone",
         "data: examples",
+        "a: goal: of a",
         "b: b alone",
+        "b: goal: of b",
     )
 
 

@@ -9,11 +9,13 @@ import pytest
 import curricle
 from curricle.runs.api_reference import (
     HEADINGS,
+    INTERNAL,
     api_reference,
     attributes,
     first_sentence,
     public_names,
     signature,
+    unnamed_result,
     written,
 )
 
@@ -74,6 +76,32 @@ def test_a_long_call_has_an_argument_a_line() -> None:
 )
 def test_a_default_shows_what_differs(default: object, text: str) -> None:
     assert written(default) == text
+
+
+def test_members_that_only_the_package_calls_are_left_out() -> None:
+    assert attributes(curricle.SGD) == ["learning_rate", "momentum", "weight_decay", "schedule"]
+    assert "host" not in attributes(curricle.Batch)
+    assert "kind" not in signature("AdamW", curricle.AdamW)
+    listed = re.findall(r"^### `(\w+)`|^Result: `(\w+)`", api_reference(), flags=re.MULTILINE)
+    assert set(INTERNAL) <= {name for names in listed for name in names}
+
+
+@pytest.mark.parametrize("kind", list(INTERNAL))
+def test_members_that_are_left_out_exist(kind: str) -> None:
+    results = (unnamed_result(getattr(curricle, name)) for name in public_names("curricle"))
+    unnamed = {result.__name__: result for result in results if result is not None}
+    of = unnamed.get(kind) or getattr(curricle, kind)
+    fields = set(getattr(of, "__annotations__", {}))
+    assert {name for name in INTERNAL[kind] if not hasattr(of, name)} <= fields
+
+
+def test_classes_of_results_are_listed_with_their_members() -> None:
+    page = api_reference()
+    for name, members in (("CausalWindows", "`held_out`"), ("LoaderStream", "`held_out`")):
+        (line,) = re.findall(rf"^Result: `{name}`, with (.*)\.$", page, flags=re.MULTILINE)
+        assert members in line.split(", ")
+    (section,) = re.findall(r"^### `Stream`\n(.*?)(?=^### )", page, flags=re.M | re.S)
+    assert "Optional: `examples_per_epoch`, `held_out`." in section
 
 
 def test_protocols_and_errors_have_no_call() -> None:

@@ -84,6 +84,8 @@ EXTRACTION = {
         ("3G flops", 3e9, "flops"),
         (" 0.5  seconds ", 0.5, "seconds"),
         (".5 epoch", 0.5, "epochs"),
+        ("1e-1 epochs", 0.1, "epochs"),
+        ("1e4 steps", 10_000, "steps"),
         ("1/3 epochs", 1 / 3, "epochs"),
     ],
 )
@@ -96,7 +98,9 @@ def test_a_fraction_of_an_epoch_is_an_exact_length() -> None:
     assert limit.duration() == Duration(number=1, unit="epochs", divisor=3)
 
 
-@pytest.mark.parametrize("text", ["1/2 steps", "1/0 epochs", "ten steps", "steps", "", "1 2 steps"])
+@pytest.mark.parametrize(
+    "text", ["1/2 steps", "1/0 epochs", "ten steps", "steps", "", "1 2 steps", "1.2.3 steps"]
+)
 def test_a_text_that_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(
         SpecError, match=r"a budget must read like '1500 steps', '2.5M examples'|input should be"

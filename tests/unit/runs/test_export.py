@@ -188,6 +188,41 @@ def test_a_pipeline_answers_with_the_names_of_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        {number: f"class {number}" for number in range(12)},
+        {str(number): f"class {number}" for number in range(12)},
+        {1: "neg", 2: "pos"},
+        {0: "same", 1: "same"},
+    ],
+    ids=["twelve", "texts", "from 1", "equal names"],
+)
+def test_names_of_a_configuration_stay_as_they_are(
+    tmp_path: Path, names: dict[int | str, str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = language_model("bert").config
+    config.num_labels = len(names)
+    with seeding.scoped(0, "test model"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    # Set afterwards, since a configuration turns texts into numbers when it is built.
+    model.config.id2label = names
+    model.config.label2id = {name: int(number) for number, name in names.items()}
+    model.save_pretrained(tmp_path / "transformers")
+    curricle.export(model, tmp_path / "out")
+    texts = [(tmp_path / name / "config.json").read_text() for name in ("transformers", "out")]
+    assert texts[0] == texts[1]
+    card = (tmp_path / "out" / "README.md").read_text()
+    rows = [f"| {number} | {name} |" for number, name in names.items()]
+    assert [line for line in card.splitlines() if line in rows] == rows
+    if len(names) == 12:
+        stated = [f"kind {number}" for number in range(12)]
+        curricle.export(model, tmp_path / "stated", class_names=stated)
+        again = transformers.AutoConfig.from_pretrained(tmp_path / "stated")
+        assert again.id2label == dict(enumerate(stated))
+
+
+@pytest.mark.parametrize(
     ("names", "sentence"),
     [
         (["no"], r"'class_names' must hold one name for each of the 2 classes of Bert.*; got 1"),

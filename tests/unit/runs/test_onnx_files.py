@@ -230,3 +230,44 @@ def test_a_smaller_part_follows_the_free_axes_that_the_model_takes() -> None:
         module = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     parts = onnx_files._subsets(module, sample, free)
     assert [tuple(outputs["logits"].shape) for _, outputs in parts] == [(4, 2), (1, 2)]
+
+
+class Echo(nn.Module):
+    """A model whose outputs are named as its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, x_output: Tensor) -> dict[str, Tensor]:
+        return {"x": self.first(x), "x_output": self.second(x_output)}
+
+
+@pytest.mark.integration
+def test_an_output_with_the_name_of_an_input_is_renamed(tmp_path: Path, runtime: Any) -> None:
+    with seeding.scoped(0, "test model"):
+        module = Echo()
+    sample = {"x": drawn(4, 3), "x_output": drawn(4, 3, seed=1)}
+    check = write_onnx(module, sample, tmp_path / "model.onnx")
+    assert check.outputs == ("x_output_output", "x_output_output_output")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    inputs = {name: tensor.numpy() for name, tensor in sample.items()}
+    with torch.no_grad():
+        expected = module(**sample).values()
+    for array, tensor in zip(session.run(list(check.outputs), inputs), expected, strict=True):
+        assert torch.allclose(torch.from_numpy(array), tensor, atol=1e-6)
+
+
+def test_a_file_that_onnx_runtime_does_not_open_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: Any
+) -> None:
+    del runtime
+
+    def write(_module: nn.Module, _sample: Any, path: Path, _names: Any) -> None:
+        path.write_bytes(b"no model")
+
+    monkeypatch.setattr(onnx_files, "_write", write)
+    with seeding.scoped(0, "test model"):
+        module = nn.Linear(6, 2)
+    with pytest.raises(BindError, match=r"ONNX Runtime can run; it does not open the file: .+"):
+        write_onnx(module, drawn(4, 6), tmp_path / "model.onnx")

@@ -70,8 +70,8 @@ def test_a_plan_checks_held_out_data_and_metric_as_a_run_does() -> None:
     assert TEACHER_AT_CHANCE not in plan(*parts).notes
     assert TEACHER_AT_CHANCE not in plan(*parts, evaluation=lambda _: {"own": 1.0}).notes
     for options in ({}, {"evaluation": held_out}):
-        with pytest.raises(SpecError, match="'accurracy'"):
-            planned(metric="accurracy", **options)
+        with pytest.raises(SpecError, match="'acuracy'"):
+            planned(metric="acuracy", **options)
     batch = curricle.Batch(inputs=torch.zeros(2, 6), labels=torch.zeros(2))
     with pytest.raises(DataError, match="'labels' of 'evaluation' must be whole numbers"):
         planned(evaluation=[batch])

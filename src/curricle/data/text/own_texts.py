@@ -6,8 +6,10 @@ trained and evaluated on. The stream is training data, and held-out data for `ev
 Axes: token (places in all texts, one after another).
 
 Design: a text is tokenized whole, since a tokenizer may join characters of two lines, and without
-special tokens. Nothing separates two texts, as in the usual scripts for language models: a text
-that is to end with a token has it written at its end.
+added tokens. Nothing separates two texts, as in the usual scripts for language models: a text
+that is to end with a token has it written at its end. Every token is predicted, also a special one
+that the texts contain, as `curricle.stream(..., next_token=True)` does with the same windows; there
+is no padding.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,8 +39,8 @@ def text_stream(
     Args:
         texts: Texts or lines in order, with their line ends; a window may extend over the end of
             one.
-        tokenizer: A fast tokenizer of transformers, or a `Tokenizer` of tokenizers. Its special
-            tokens are read and not predicted.
+        tokenizer: A fast tokenizer of transformers, or a `Tokenizer` of tokenizers. It adds no
+            special tokens; those in the texts, such as the end of a text, are predicted.
         window: Tokens of an example; at least 2.
         batch_size: Examples of a batch.
         seed: Seed of the order of the windows.
@@ -67,11 +69,6 @@ def _tokenized(texts: Iterable[str], tokenizer: object) -> TokenStore:
     copied = type(backend).from_str(backend.to_str())
     copied.no_truncation()
     copied.no_padding()
-    special = [
-        number
-        for number, token in copied.get_added_tokens_decoder().items()
-        if getattr(token, "special", False)
-    ]
     # Ids may have gaps, so the number of tokens is no bound of them.
     size = 1 + max(copied.get_vocab(with_added_tokens=True).values())
     rows = (
@@ -80,7 +77,7 @@ def _tokenized(texts: Iterable[str], tokenizer: object) -> TokenStore:
             copied.encode_batch_fast(batch, add_special_tokens=False) for batch in batches(texts)
         )
     )
-    return store_in_memory(rows, Vocabulary(size=size, special=tuple(sorted(special))))
+    return store_in_memory(rows, Vocabulary(size=size))
 
 
 def _checked(texts: Iterable[object]) -> Iterator[str]:

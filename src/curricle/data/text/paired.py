@@ -26,7 +26,9 @@ import torch
 from jaxtyping import Int
 
 from curricle.data.batch import Batch
+from curricle.data.streams import numbers_in_order
 from curricle.data.text.alignment import UNMATCHED, TokenBounds, counterparts
+from curricle.data.text.pieces import batches
 from curricle.errors import DataError, SpecError
 from curricle.protocols import fast_backend
 from curricle.seeding import numpy_generator
@@ -34,9 +36,6 @@ from curricle.values import fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
-
-AT_ONCE = 2**18
-"""Characters per call of a tokenizer."""
 
 
 def paired_texts(
@@ -204,7 +203,14 @@ class PairedTexts:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step; labels are the student's next tokens inside each window."""
-        windows = self._numbers(step)
+        return self._paired(self._numbers(step))
+
+    def held_out(self) -> tuple[Batch, ...]:
+        """Return all windows in the order of the text as batches; the last may be smaller."""
+        return tuple(map(self._paired, numbers_in_order(self.num_windows, self._batch_size)))
+
+    def _paired(self, windows: Int[np.ndarray, " example"]) -> Batch:
+        """Return windows as a batch with the next tokens as labels."""
         places = self._starts[windows][:, None] + np.arange(self._window)
         rows = self._student.ids[places]
         first, stop = (bound[windows][:, None] for bound in self._bounds)
@@ -288,7 +294,7 @@ def _spans(tokenizer: "FastTokenizer", texts: list[str]) -> Spans:
     ids: list[int] = []
     bounds: list[tuple[int, int]] = []
     offset = 0
-    for lines in _batches(texts):
+    for lines in batches(texts):
         for line, encoded in zip(
             lines, tokenizer.encode_batch(lines, add_special_tokens=False), strict=True
         ):
@@ -308,20 +314,6 @@ def _spans(tokenizer: "FastTokenizer", texts: list[str]) -> Spans:
         ends=np.maximum.accumulate(ends),
         special=np.array(sorted(special), dtype=np.int64),
     )
-
-
-def _batches(texts: list[str]) -> Iterable[list[str]]:
-    """Yield texts in lists of about `AT_ONCE` characters."""
-    batch: list[str] = []
-    count = 0
-    for text in texts:
-        batch.append(text)
-        count += len(text)
-        if count >= AT_ONCE:
-            yield batch
-            batch, count = [], 0
-    if batch:
-        yield batch
 
 
 def _copied(role: str, tokenizer: object) -> "FastTokenizer":

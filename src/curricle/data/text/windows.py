@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 
 from curricle.data.batch import Batch
-from curricle.data.streams import Stream
+from curricle.data.streams import Stream, numbers_in_order
 from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.errors import DataError, SpecError
 from curricle.seeding import numpy_generator
@@ -124,8 +124,8 @@ class WindowOrder:
 
     def in_order(self) -> Iterator[Int[np.ndarray, "example position"]]:
         """Yield the tokens of all windows in the order of the text; the last rows may be fewer."""
-        for start in range(0, self.num_windows, self._batch_size):
-            yield np.asarray(self._windows[start : start + self._batch_size], dtype=np.int64)
+        for numbers in numbers_in_order(self.num_windows, self._batch_size):
+            yield np.asarray(self._windows[numbers], dtype=np.int64)
 
     def numbers(self, step: int) -> Int[np.ndarray, " example"]:
         """Return the numbers of the windows of a step."""

@@ -25,6 +25,7 @@ from curricle.models.eligibility import (
 )
 from curricle.models.restoring import mode_notes
 from curricle.models.tapped import Place, TappedModel, tap_number
+from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import labeled_output
 from curricle.objectives.logits import output_notes
@@ -88,6 +89,11 @@ class BoundRun:
         # The rule of which teachers are read is that of the curriculum, a start included.
         start = None if self.warm_start is None else self.warm_start.declared
         return Curriculum(name=self.name, stages=stages, init=start).teachers
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """Return the objectives of all stages as declared."""
+        return [term for stage in self.stages for term in stage.declared.objectives]
 
     @property
     def is_noisy(self) -> bool:

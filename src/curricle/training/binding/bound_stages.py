@@ -28,6 +28,7 @@ from curricle.models.eligibility import (
 )
 from curricle.models.heads import LinearHead
 from curricle.models.model_notes import check_pair, model_notes, probability_note
+from curricle.models.outputs import heads_note
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept, train
 from curricle.models.tapped import Activations, TappedModel, check_head
 from curricle.objectives.base import (
@@ -124,6 +125,9 @@ class StageProbe:
         self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
         self._compares_logits = False
         self._logits_notes = {"student": "", "teacher": ""}
+        self._heads: dict[str, tuple[str, ...]] = {"student": (), "teacher": ()}
+        # Of all stages, since a later one may read the head that an earlier one leaves out.
+        self._outputs: dict[str, set[str]] = {"student": set(), "teacher": set()}
         # Before any pass: one without them may succeed, on inputs that the model derives from the
         # encoder's.
         check_decoder_inputs(student.module, self._whole)
@@ -281,8 +285,15 @@ class StageProbe:
             "teacher": any(reads.teacher_logits for reads in all_reads),
         }
         for owner, activations in by_model.items():
+            self._outputs[owner] |= {
+                place.entry
+                for reads in all_reads
+                for place in (reads.student if owner == "student" else reads.teacher)
+                if place.entry and not place.path
+            }
             if activations is None or activations.logits is None or not is_read[owner]:
                 continue
+            self._heads[owner] = activations.heads
             self._logits_notes[owner] = activations.logits_note or probability_note(
                 activations.logits
             )
@@ -299,7 +310,10 @@ class StageProbe:
             teacher: The model that teaches, if one runs.
         """
         student, taught = self._part, self._part.for_teacher
-        logits_notes = self._logits_notes
+        logits_notes = {
+            owner: heads_note(self._heads[owner], self._outputs[owner]) or note
+            for owner, note in self._logits_notes.items()
+        }
         notes = model_notes(self._student, "student", student.inputs, logits_notes["student"])
         if teacher is None:
             return notes

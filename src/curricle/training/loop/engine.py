@@ -27,8 +27,6 @@ from curricle.errors import DivergenceError
 from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
-from curricle.objectives.labels import labeled_output
-from curricle.objectives.logits import matched_output
 from curricle.records import (
     RECORDS,
     EndRecord,
@@ -45,7 +43,7 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.best import BestWeights, best_weights, check_evaluated
-from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_output
+from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_outputs
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.results import plain_metrics
@@ -139,7 +137,7 @@ class TrainingRun:
         self.num_steps = -1
         """Steps taken; -1 before the first stage is open."""
         self.run, self.metric, self.outputs = run, metric, outputs
-        self.evaluate = _at_output(evaluate, run)
+        self.evaluate = with_outputs(evaluate, run.objectives)
         rules = [stage.declared.duration for stage in run.stages]
         self._metric_names = (
             metric,
@@ -540,13 +538,6 @@ class TrainingRun:
                 )
         # Records are strict JSON, which has no NaN.
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
-
-
-def _at_output(evaluate: Evaluator, run: BoundRun) -> Evaluator:
-    """Return an evaluator of the output that labels belong to, or of the matched one."""
-    objectives = [term for stage in run.stages for term in stage.declared.objectives]
-    labeled = labeled_output(objectives)
-    return with_output(evaluate, labeled or matched_output(objectives), is_labeled=bool(labeled))
 
 
 def _best_facts(best: BestWeights | None, eval_every: int) -> dict[str, object]:

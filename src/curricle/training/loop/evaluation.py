@@ -21,6 +21,8 @@ from curricle.models.axes import observing
 from curricle.models.restoring import looked_at, modes_kept
 from curricle.models.tapped import OUTPUT, Activations, Forward, Inputs, TappedModel
 from curricle.objectives.base import logits_of, require
+from curricle.objectives.labels import labeled_output
+from curricle.objectives.logits import matched_output
 from curricle.teachers.live import aligned
 from curricle.training.binding.batches import TableLimit
 from curricle.training.binding.first_passes import check_places
@@ -147,17 +149,39 @@ def label_metrics(
     )
 
 
-def with_output(evaluate: Evaluator, output: str, *, is_labeled: bool = False) -> Evaluator:
-    """Return an evaluator of batches that reads a named output of models without logits.
+@final
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Output of the models that metrics read."""
+
+    name: str = ""
+    """Its name; empty for the logits."""
+    is_beside_logits: bool = False
+    """Whether it is read of models with logits, too."""
+
+
+LOGITS = _Output()
+"""The logits of the models."""
+
+
+def with_outputs(evaluate: Evaluator, objectives: Sequence[object]) -> Evaluator:
+    """Return an evaluator of batches that reads the outputs that objectives teach.
+
+    Labels are compared with the output that `LabelLoss` names, else with the logits, else with the
+    matched output. Comparisons with the teacher read the matched output.
 
     Args:
         evaluate: Evaluator of held-out batches; a function of the user stays as it is.
-        output: Name of the output; empty for none.
-        is_labeled: Whether labels are declared for it, so that it is read beside logits, too.
+        objectives: Objectives of the curriculum.
     """
     if not isinstance(evaluate, _LabelEvaluator):
         return evaluate
-    return replace(evaluate, output=output, is_labeled=is_labeled)
+    labeled, matched = labeled_output(objectives), matched_output(objectives)
+    return replace(
+        evaluate,
+        labeled=_Output(labeled or matched, is_beside_logits=bool(labeled)),
+        matched=_Output(matched, is_beside_logits=bool(matched)),
+    )
 
 
 @final
@@ -173,9 +197,10 @@ class _LabelEvaluator:
     """Least and largest class; None for labels that are no classes."""
     chance: float | None
     """See `RunRecord.chance`."""
-    output: str = ""
-    is_labeled: bool = False
-    """See `with_output`."""
+    labeled: _Output = LOGITS
+    """Output that is compared with labels."""
+    matched: _Output = LOGITS
+    """Output that is compared with the teacher's."""
 
     def __call__(self, model: TappedModel) -> dict[str, float]:
         """Return the metrics of a model.
@@ -187,23 +212,31 @@ class _LabelEvaluator:
             metric.name: 0.0 if metric.keeps == "sum" else [] for metric in self.metrics
         }
         count = 0
+        outputs = self._read_outputs
         with (
             observing(model),
-            _open_logits(model, self.output, is_labeled=self.is_labeled) as forward,
-            _teaching(self.teacher, self.output, is_labeled=self.is_labeled) as read_teacher,
+            _open_outputs(model, outputs) as forward,
+            _teaching(self.teacher, self.matched) as read_teacher,
         ):
             for batch in self.batches:
-                logits, size = _logits(
-                    _student_activations(forward, batch), batch, "'logits' in 'evaluation'"
-                )
+                passes = _student_activations(forward, batch)
+                logits: dict[_Output, Tensor] = {}
+                size = 0
+                for output, activations in zip(outputs, passes, strict=True):
+                    logits[output], size = _logits(activations, batch, "'logits' in 'evaluation'")
                 if self.bounds is not None:
                     # Before the metrics: a class that is out of range ends in an assertion of the
                     # GPU, after which the process cannot use it.
-                    _check(require(batch.labels, "labels"), logits, self.bounds)
+                    _check(require(batch.labels, "labels"), logits[self.labeled], self.bounds)
                 teacher = None if read_teacher is None else read_teacher(batch)
-                scores = Scores(student=logits, labels=batch.labels, teacher=teacher)
                 for metric in self.metrics:
-                    observation = metric.part(scores)
+                    observation = metric.part(
+                        Scores(
+                            student=logits[self._output_of(metric)],
+                            labels=batch.labels,
+                            teacher=teacher,
+                        )
+                    )
                     # In place for lists, a new number for sums.
                     observations[metric.name] += (
                         observation if metric.keeps == "sum" else [observation]
@@ -222,6 +255,16 @@ class _LabelEvaluator:
                 # Only now: looking at the inputs in every evaluation would read all of them twice.
                 _check_inputs(self.batches, name, number)
         return numbers
+
+    @property
+    def _read_outputs(self) -> tuple[_Output, ...]:
+        """Return the outputs of the student that the metrics read, that of labels first."""
+        read = {self._output_of(metric) for metric in self.metrics}
+        return tuple(dict.fromkeys(item for item in (self.labeled, self.matched) if item in read))
+
+    def _output_of(self, metric: Metric) -> _Output:
+        """Return the output of the student that a metric reads."""
+        return self.matched if metric.reads == "teacher" else self.labeled
 
 
 def _check_labels(batches: Sequence[Batch], *, are_classes: bool) -> None:
@@ -273,17 +316,21 @@ def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, 
     return rows.take(logits, batch), rows.count(batch)
 
 
-@contextmanager
-def _open_logits(model: TappedModel, output: str, *, is_labeled: bool) -> Iterator[Forward]:
-    """Yield a forward pass with logits, or with a named output for labels or without logits."""
-    places = (model.place(f"{OUTPUT}:{output}"),) if output else ()
-    with model.open_taps(places, logits=True) as forward:
+Passes = Callable[[Inputs, Tensor | None], tuple[Activations, ...]]
+"""A forward pass that gives activations with each of several outputs in the place of the logits."""
 
-        def run(inputs: Inputs, selected: Tensor | None = None) -> Activations:
-            activations = forward(inputs, selected)
-            if not places or (activations.logits is not None and not is_labeled):
+
+@contextmanager
+def _open_outputs(model: TappedModel, outputs: Sequence[_Output]) -> Iterator[Passes]:
+    """Yield a forward pass with the logits at each of some outputs."""
+    places = {item.name: model.place(f"{OUTPUT}:{item.name}") for item in outputs if item.name}
+    with model.open_taps(tuple(places.values()), logits=True) as forward:
+
+        def read(activations: Activations, output: _Output, selected: Tensor | None) -> Activations:
+            has_logits = activations.logits is not None
+            if not output.name or (has_logits and not output.is_beside_logits):
                 return activations
-            state = activations.hidden[places[0]]
+            state = activations.hidden[places[output.name]]
             if selected is None:
                 return replace(activations, logits=state)
             examples, *space = state.shape[:-1]
@@ -291,35 +338,36 @@ def _open_logits(model: TappedModel, output: str, *, is_labeled: bool) -> Iterat
             rows = state.flatten(0, -2)
             return replace(activations, logits=rows[selected], positions=positions)
 
+        def run(inputs: Inputs, selected: Tensor | None = None) -> tuple[Activations, ...]:
+            activations = forward(inputs, selected)
+            return tuple(read(activations, output, selected) for output in outputs)
+
         yield run
 
 
 @contextmanager
 def _teaching(
-    teacher: TappedModel | None, output: str, *, is_labeled: bool
+    teacher: TappedModel | None, output: _Output
 ) -> Iterator[Callable[[Batch], Tensor] | None]:
     """Yield a function from a batch to the teacher's logits; None without a teacher."""
     if teacher is None:
         yield None
         return
     # The trial before training comes before the run puts its teacher into evaluation mode.
-    with (
-        modes_kept(teacher.module),
-        _open_logits(teacher, output, is_labeled=is_labeled) as forward,
-    ):
+    with modes_kept(teacher.module), _open_outputs(teacher, (output,)) as forward:
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
         yield lambda batch: _logits(_teacher_activations(forward, batch), batch, name)[0]
 
 
-def _teacher_activations(forward: Forward, batch: Batch) -> Activations:
+def _teacher_activations(forward: Passes, batch: Batch) -> Activations:
     """Return the teacher's activations at the positions of the student."""
     side = batch.for_teacher
-    return aligned(forward(side.inputs, side.selected), batch)
+    return aligned(forward(side.inputs, side.selected)[0], batch)
 
 
-def _student_activations(forward: Forward, batch: Batch) -> Activations:
-    """Return the activations of the student for a batch.
+def _student_activations(forward: Passes, batch: Batch) -> tuple[Activations, ...]:
+    """Return the activations of the student for a batch, one for each output.
 
     Raises:
         DataError: If its logits are elsewhere than the labels.
@@ -330,8 +378,17 @@ def _student_activations(forward: Forward, batch: Batch) -> Activations:
     except (DataError, LookupError):
         name = "'labels' of 'evaluation'"
         # Explained after the failure: which sentence fits takes further passes of the model.
-        check_places("the student", forward, batch, kind=DataError, name=name)
+        check_places("the student", _first_of(forward), batch, kind=DataError, name=name)
         raise
+
+
+def _first_of(forward: Passes) -> Forward:
+    """Return a forward pass with the first of its outputs."""
+
+    def run(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+        return forward(inputs, selected)[0]
+
+    return run
 
 
 def _check_inputs(batches: Sequence[Batch], name: str, number: float) -> None:

@@ -10,13 +10,12 @@ from typing import ParamSpec, TypeVar, overload
 from torch import nn
 from torch.utils.data import DataLoader
 
-from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
 from curricle.data.collation import batch_of, check_first, declared_positions
-from curricle.data.dataloaders import LoaderStream, stream
+from curricle.data.dataloaders import LoaderStream, held_out_items, stream
 from curricle.data.streams import Stream, epoch_batches
-from curricle.errors import BindError, loading_hint
+from curricle.errors import CAUSAL_LOADER, BindError, DataError, loading_hint
 from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -32,8 +31,6 @@ AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
-MODELS = "AutoModelForCausalLM"
-"""Example of a class of transformers that loads a model with its head."""
 OwnEvaluation = Callable[[TappedModel], dict[str, float]]
 """Evaluation by a function of the caller."""
 
@@ -117,14 +114,15 @@ def as_evaluation(evaluation: object, data: object, *, next_token: bool = False)
 
     Raises:
         BindError: If the loader is empty.
+        DataError: If `next_token` is given for data whose labels have their places.
     """
+    if next_token:
+        _check_shift(evaluation)
     if conforms(evaluation, Stream):
         return epoch_batches(evaluation)
     if not isinstance(evaluation, DataLoader):
         return evaluation
-    # A loader that shuffles draws its order from torch's global generator, which is the caller's.
-    with seeding.scoped(0, "evaluation"):
-        items = list(evaluation)
+    items = held_out_items(evaluation)
     if not items:
         raise BindError("'evaluation' must give at least one batch; got an empty DataLoader")
     if isinstance(data, LoaderStream):
@@ -134,6 +132,25 @@ def as_evaluation(evaluation: object, data: object, *, next_token: bool = False)
     if next_token:
         check_first(items[0], batches[0], next_token=True)
     return batches
+
+
+def _check_shift(evaluation: object) -> None:
+    """Check that held-out data are a loader, whose labels can be shifted.
+
+    Raises:
+        DataError: If they are a stream or batches.
+    """
+    remedy = "curricle.stream(loader, next_token=True) shifts those of a loader"
+    if conforms(evaluation, Stream):
+        raise DataError(
+            f"'next_token' has no effect on a stream, whose labels have their places; got "
+            f"{type(evaluation).__name__!r}; leave it out, or {remedy}"
+        )
+    if isinstance(evaluation, Sequence) and any(type(item) is Batch for item in evaluation):
+        raise DataError(
+            f"'next_token' has no effect on a `Batch`, whose labels have their places; leave it "
+            f"out, or {remedy}"
+        )
 
 
 def as_teacher(
@@ -232,7 +249,7 @@ def require_model(name: str, model: object) -> None:
         is_name = name == "teacher" and isinstance(model, str | Path)
         raise BindError(
             f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
-            f"{_describe(model)}{loading_hint(model, MODELS)}{stored if is_name else ''}"
+            f"{_describe(model)}{loading_hint(model, CAUSAL_LOADER)}{stored if is_name else ''}"
         )
 
 

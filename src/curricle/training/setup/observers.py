@@ -67,11 +67,12 @@ NewObserver = Callable[[str], Callable[[Record], None]]
 
 
 @contextmanager
-def shown_progress(*, is_wanted: bool) -> Iterator[NewObserver]:
+def shown_progress(*, is_wanted: bool, is_comparison: bool = False) -> Iterator[NewObserver]:
     """Show runs of a Python call on stderr, if that is a terminal.
 
     Args:
         is_wanted: Whether anything may be shown.
+        is_comparison: Whether the runs are of several strategies.
 
     Yields:
         Function that returns the observer of a run, which moves its bar and prints its notes.
@@ -81,7 +82,7 @@ def shown_progress(*, is_wanted: bool) -> Iterator[NewObserver]:
         yield lambda _: _ignore
         return
     bars = new_progress(console, is_drawn_by_records=True)
-    line = NoteLine(console)
+    line = NoteLine(console, is_comparison=is_comparison)
 
     def new_observer(name: str) -> Callable[[Record], None]:
         bar = ProgressBar(bars, name)
@@ -146,12 +147,20 @@ class ProgressBar:
 
 @final
 class NoteLine:
-    """Prints the notes of runs, each sentence once for all runs that share it."""
+    """Prints the notes of runs, each sentence once for all seeds of a strategy."""
 
-    def __init__(self, console: Console) -> None:
-        """Take the console that also shows the bars."""
+    def __init__(self, console: Console, *, is_comparison: bool = False) -> None:
+        """Take the console that also shows the bars.
+
+        Args:
+            console: The console.
+            is_comparison: Whether runs are of several strategies, so that a note on a student, a
+                teacher, a goal or a length may be of one of them and begins with its name. Notes
+                on the data, which all of them read, are shown once.
+        """
         self._console = console
-        self._shown: set[str] = set()
+        self._is_comparison = is_comparison
+        self._shown: set[tuple[str, str]] = set()
         # Runs of a comparison share their held-out data, and so this number.
         self._chance: float | None = None
         self._method = ""
@@ -171,11 +180,14 @@ class NoteLine:
             return
         self._chance, self._method = record.chance, record.method
         for note in record.notes:
-            # Strategies of a comparison read the same data and models, so most notes are equal.
-            if note in self._shown:
+            is_shared = note.startswith("data:")
+            owner = "" if is_shared else name or record.method
+            if (owner, note) in self._shown:
                 continue
-            self._shown.add(note)
-            line = note if has_subject(note) else f"{name or record.method}: {note}"
+            self._shown.add((owner, note))
+            # Later strategies are not known yet, so any other note may be of this one alone.
+            is_clear = is_shared or (has_subject(note) and not self._is_comparison)
+            line = note if is_clear else f"{owner}: {note}"
             self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
 
 

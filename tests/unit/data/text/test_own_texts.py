@@ -82,12 +82,20 @@ def test_the_order_follows_the_seed_and_settings_of_the_tokenizer_have_no_effect
     assert cut.truncation is not None
 
 
-def test_special_tokens_are_read_and_not_predicted() -> None:
-    (batch, *_) = windows(texts=["the cat <mask> sat on the mat <mask>\n" * 4]).held_out()
-    special = TOKENIZER.token_to_id("<mask>")
-    assert bool((batch.leading == special).any())
-    assert batch.labels is not None
-    assert not bool((batch.labels == special).any())
+def test_special_tokens_of_the_texts_are_predicted_as_by_a_loader_of_the_windows() -> None:
+    stream = windows(texts=["the cat <mask> sat on the mat<pad>\n" * 16])
+    batches = stream.held_out()
+    special = [TOKENIZER.token_to_id(name) for name in ("<mask>", "<pad>")]
+    for number in special:
+        assert any(bool((batch.labels == number).any()) for batch in batches)
+    rows = [row for batch in batches for row in batch.leading]
+    loader: DataLoader[Any] = DataLoader(rows, batch_size=4)  # type: ignore[arg-type]
+    again = curricle.stream(loader, next_token=True).held_out()
+    for batch, other in zip(batches, again, strict=True):
+        assert batch.labels is not None
+        assert other.labels is not None
+        assert torch.equal(batch.labels, other.labels)
+        assert torch.equal(batch.selected, other.selected)
 
 
 def test_a_text_is_evaluated_like_the_mean_over_its_next_tokens() -> None:

@@ -12,6 +12,7 @@ import curricle
 from curricle import seeding
 from curricle.data.batch import Batch, named
 from curricle.data.example_keys import example_keys
+from curricle.data.streams import epoch_batches
 from curricle.data.text.paired import PairedTexts, Spans
 from curricle.data.text.tokenizing import train_tokenizer
 from curricle.errors import BindError, DataError, SpecError
@@ -187,3 +188,19 @@ def test_matched_positions_come_with_an_alignment() -> None:
     matched = torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(DataError, match=r"^'matched' must come with an 'alignment'"):
         Batch(inputs=inputs, matched=matched)
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 1000])
+def test_held_out_windows_are_read_once_in_the_order_of_the_text(batch_size: int) -> None:
+    stream = data(batch_size=batch_size)
+    batches = stream.held_out()
+    assert sum(batch.num_examples for batch in batches) == stream.num_windows
+    assert {batch.num_examples for batch in batches[:-1]} <= {batch_size}
+    rows = torch.cat([batch.leading for batch in batches])
+    # The same windows as those of an epoch of training, one of each.
+    single = data(batch_size=1)
+    epoch = [single.batch(step).leading for step in range(single.num_windows)]
+    assert sorted(rows.tolist()) == sorted(torch.cat(epoch).tolist())
+    text = [number for line in COARSE.encode_batch(LINES) for number in line.ids]
+    assert rows[0].tolist() == text[:8]
+    assert len(epoch_batches(stream)) == len(batches)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from curricle.data.batch import Batch
-from curricle.data.streams import Stream
+from curricle.data.streams import Stream, epoch_batches
 from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.data.text.windows import (
     CausalWindows,
@@ -20,7 +20,7 @@ from curricle.data.text.windows import (
     evaluation_batches,
     scorable,
 )
-from curricle.errors import DataError, SpecError
+from curricle.errors import BindError, DataError, SpecError
 from tests.parts import token_store
 
 VOCABULARY = Vocabulary(size=50, special=(0, 1, 2, 3), mask=2)
@@ -230,6 +230,15 @@ def test_evaluation_batches_are_the_first_ones() -> None:
 def test_no_evaluation_batch_at_all_is_refused() -> None:
     with pytest.raises(SpecError, match="'num_batches' must be positive; got 0"):
         evaluation_batches(masked(random_store()), 0)
+
+
+def test_held_out_data_of_a_stream_hold_no_example_twice() -> None:
+    # 20 windows of masked tokens, in whole batches.
+    batches = epoch_batches(masked(random_store(320)))
+    assert [batch.num_examples for batch in batches] == [8, 8]
+    with pytest.raises(BindError, match="at least one batch of 8 examples an epoch; got 7 of"):
+        epoch_batches(masked(random_store(16 * 7)))
+    assert len(epoch_batches(masked(random_store(16 * 8)))) == 1
 
 
 def test_a_text_shorter_than_a_window_is_refused_with_both_lengths() -> None:

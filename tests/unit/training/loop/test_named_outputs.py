@@ -107,3 +107,72 @@ def test_the_plan_notes_the_output_beside_labels(declared: str, output: str, not
     plan = curricle.plan(models[0], models[1], curriculum, loader())
     sentence = f"labels are compared with {note}; the teacher is matched at {output!r}"
     assert [text for text in plan.notes if "compared with" in text] == [sentence][: bool(note)]
+
+
+def labels_at_second() -> Any:
+    """Return a curriculum of logits matched beside labels of the second head."""
+    objectives = (curricle.MatchLogits(), curricle.LabelLoss(output="second"))
+    stage = curricle.Stage(name="both", duration="2 steps", objectives=objectives)
+    return curricle.Curriculum(name="both", stages=(stage,))
+
+
+def test_metrics_of_the_teacher_compare_the_matched_output_beside_labels_at_another() -> None:
+    student, teacher = built(Named, 0), built(Named, 1)
+    rows, labels = loader().dataset[:]
+
+    def divergence(name: str) -> float:
+        with torch.no_grad():
+            told, said = teacher(rows)[name].log_softmax(-1), student(rows)[name].log_softmax(-1)
+        return (told.exp() * (told - said)).sum(-1).mean().item()
+
+    result = distilled(student, teacher, labels_at_second(), metric="kl")
+    assert result.metrics["kl"] == pytest.approx(divergence("logits"), rel=1e-4)
+    assert divergence("second") != pytest.approx(divergence("logits"), rel=1e-2)
+    result = distilled(student, teacher, labels_at_second())
+    with torch.no_grad():
+        hits = student(rows)["second"].argmax(-1) == labels
+    assert result.metrics["accuracy"] == pytest.approx(hits.float().mean().item())
+    # A teacher without the output of the labels is compared at its logits alone.
+    single = built(OneHead, 1)
+    assert distilled(built(Named, 0), single, labels_at_second(), metric="kl").metrics["kl"] > 0
+
+
+class OneHead(TwoHeads):
+    """A model whose only head is its logits."""
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return {"logits": super().forward(features)["first"]}
+
+
+def test_metrics_of_the_teacher_compare_the_matched_output_beside_logits() -> None:
+    student, teacher = built(Named, 0), built(Named, 1)
+    result = distilled(student, teacher, matched("second"), metric="kl")
+    rows, _ = loader().dataset[:]
+    with torch.no_grad():
+        told, said = (model(rows)["second"].log_softmax(-1) for model in (teacher, student))
+    expected = (told.exp() * (told - said)).sum(-1).mean().item()
+    assert result.metrics["kl"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("good", "is_noted"), [("second", False), ("logits", True)])
+def test_the_teacher_is_judged_at_the_output_of_the_labels(good: str, is_noted: bool) -> None:
+    rows = drawn(200, 6)
+    labels = (rows[:, 0] > 0).long()
+    teacher = built(Named, 1)
+    with torch.no_grad():
+        for layer in (teacher.body, teacher.first, teacher.second):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        teacher.body.weight[0, 0], teacher.body.weight[1, 0] = 5, -5
+        right, chance = teacher.first, teacher.second
+        if good == "second":
+            right, chance = chance, right
+        right.weight[1, 0] = right.weight[0, 1] = 3
+        chance.bias[2] = 9
+    data = DataLoader(TensorDataset(rows, labels), batch_size=50)
+    notes = curricle.plan(built(Named, 0), teacher, labels_at_second(), data, evaluation=data).notes
+    assert any("at chance" in note for note in notes) == is_noted
+    # The head of the labels is taught; of the teacher it is not read.
+    assert [note for note in notes if "left out" in note] == [
+        "teacher: only 'logits' are taught, 'second' is left out"
+    ]

@@ -6,16 +6,19 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+import curricle
 from curricle import seeding
 from curricle.curriculum.strategies import STRATEGIES
-from curricle.errors import BindError
+from curricle.data.dataloaders import stream
+from curricle.errors import BindError, DataError
 from curricle.metrics import METRICS
 from curricle.models.mlp import MLP
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.arguments import (
     STRATEGY_ARGUMENTS,
+    as_evaluation,
     as_stream,
     as_teacher,
     judged_by,
@@ -34,6 +37,44 @@ def test_a_stream_is_used_as_it_is_and_a_loader_becomes_one() -> None:
     assert as_stream(loader, 0).batch(0).num_examples == 4
     with pytest.raises(BindError, match=r"^'data' must be a stream or a DataLoader; got 'list'$"):
         as_stream([1], 0)
+
+
+@pytest.mark.parametrize("kind", ["loader", "sampler", "stream"])
+def test_held_out_loaders_leave_generators_alone_and_give_the_same_batches(kind: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = TensorDataset(drawn(32, INPUTS), torch.arange(32) % CLASSES)
+
+    def collate(items: Any) -> Any:
+        inputs, labels = torch.utils.data.default_collate(items)
+        # As masks are drawn.
+        return inputs + torch.rand(1) * 1e-3, labels
+
+    options: dict[str, Any] = {"batch_size": 8, "collate_fn": collate}
+    if kind == "sampler":
+        options["sampler"] = RandomSampler(rows, generator=generator)
+    else:
+        options |= {"shuffle": True, "generator": generator}
+    loader: DataLoader[Any] = DataLoader(rows, **options)
+    held_out = stream(loader) if kind == "stream" else loader
+    states = generator.get_state(), torch.get_rng_state()
+    passes = [as_evaluation(held_out, None) for _ in range(2)]
+    assert torch.equal(generator.get_state(), states[0])
+    assert torch.equal(torch.get_rng_state(), states[1])
+    first, second = (torch.cat([batch.leading for batch in batches]) for batches in passes)
+    assert torch.equal(first, second)
+    assert first.shape == (32, INPUTS)
+
+
+def test_next_token_is_refused_where_labels_have_their_places() -> None:
+    held_out = parity()
+    remedy = r"leave it out, or curricle.stream\(loader, next_token=True\) shifts"
+    sentence = rf"no effect on a stream, .*; got 'ParityStream'; {remedy}"
+    with pytest.raises(DataError, match=sentence):
+        as_evaluation(held_out, None, next_token=True)
+    with seeding.scoped(0, "model"):
+        model = MLP(INPUTS, (4,), CLASSES)
+    with pytest.raises(DataError, match=rf"no effect on a `Batch`, whose .*; {remedy}"):
+        curricle.evaluate(model, [held_out.batch(0)], next_token=True)
 
 
 def test_a_model_becomes_a_live_teacher() -> None:

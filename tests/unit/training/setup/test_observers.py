@@ -137,13 +137,28 @@ def test_a_note_is_told_once_for_all_runs_that_share_it() -> None:
     )
 
 
-def test_a_note_on_the_data_is_shown_once_for_all_strategies_and_without_a_name() -> None:
+def test_notes_of_a_comparison_keep_their_strategy() -> None:
     console = Console(file=io.StringIO(), width=200)
-    line = NoteLine(console)
-    for name in ("one_shot", "extraction"):
-        line(replace(opening(5), notes=("data: a label each", "checkpoint 7 lies inside")), name)
+    line = NoteLine(console, is_comparison=True)
+    shared = ("data: a label each", "3 frozen weights")
+    for seed in range(2):
+        line(replace(opening(5), notes=shared, seed=seed), "extraction")
+    for seed in range(2):
+        line(replace(opening(5), notes=(*shared, "goal: at the end"), seed=seed), "one_shot")
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == "data: a label each\none_shot: checkpoint 7 lies inside\n"
+    assert console.file.getvalue().splitlines() == [
+        "data: a label each",
+        "extraction: 3 frozen weights",
+        "one_shot: 3 frozen weights",
+        "one_shot: goal: at the end",
+    ]
+
+
+def test_a_note_of_a_single_run_begins_with_its_subject() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    NoteLine(console)(replace(opening(5), notes=("goal: at the end", "data: a label each")))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "goal: at the end\ndata: a label each\n"
 
 
 def test_a_note_begins_with_the_name_that_the_spec_gives() -> None:

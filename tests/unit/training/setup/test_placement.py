@@ -115,7 +115,7 @@ def test_values_of_a_batch_that_was_moved_are_read_on_the_cpu() -> None:
 def test_rows_of_a_batch_that_was_moved_are_those_of_its_mask() -> None:
     valid = torch.tensor([[True, False, True], [False, True, True]])
     batch = Batch(inputs=torch.zeros(2, 3, dtype=torch.long), valid=valid)
-    moved = replace(batch, host=batch)
+    moved = batch.moved(torch.Tensor.clone)
     plain, indexed = (drawn(2, 3, 4).requires_grad_() for _ in range(2))
     rows = Rows(None).take(plain, batch), Rows(None).take(indexed, moved)
     assert torch.equal(*rows)
@@ -124,3 +124,18 @@ def test_rows_of_a_batch_that_was_moved_are_those_of_its_mask() -> None:
     assert plain.grad is not None
     assert indexed.grad is not None
     assert torch.equal(plain.grad, indexed.grad)
+
+
+def test_a_batch_that_is_changed_after_its_move_loses_the_values_on_the_cpu() -> None:
+    """An objective that leaves out positions has them left out on a GPU as on a CPU."""
+    valid = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    batch = Batch(inputs={"input_ids": torch.zeros(2, 4, dtype=torch.long)}, valid=valid)
+    inner = valid.clone()
+    inner[:, 0] = False
+    changed = replace(batch.moved(torch.Tensor.clone), valid=inner)
+    assert changed.host is None
+    assert changed.num_tokens == 3
+    states = torch.arange(8.0).reshape(2, 4, 1)
+    assert Rows(None).take(states, changed).flatten().tolist() == [1.0, 2.0, 5.0]
+    with pytest.raises(TypeError, match="host"):
+        Batch(inputs=valid, host=batch)  # type: ignore[call-arg]
