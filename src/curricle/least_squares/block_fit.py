@@ -232,9 +232,9 @@ class BlockFit:
                 moments.add(received, columns)
         starts = accumulate(part.widths, initial=0)
         for linear, moments, start in zip(part.inputs, sums, starts, strict=False):
-            columns = slice(start, start + linear.sizes[0])
-            solution = moments.solve(self._reader_prior(others, code, columns))
-            drawn, is_set = linear.affine, code.is_set[columns]
+            place = slice(start, start + linear.sizes[0])
+            solution = moments.solve(self._reader_prior(others, code, place))
+            drawn, is_set = linear.affine, code.is_set[place]
             linear.set(
                 Affine(
                     torch.where(is_set[:, None], solution.weight, drawn.weight),

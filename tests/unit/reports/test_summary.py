@@ -251,8 +251,12 @@ def test_a_run_whose_task_has_no_name_may_be_beside_another(
 def test_notes_of_runs_are_kept_once(tmp_path: Path, write_run: WriteRun) -> None:
     for method in ("a", "b"):
         for seed in range(2):
-            notes = ("logits are the first output", f"{method} alone", "data: examples")
-            notes += (f"goal: of {method}",)
+            notes = (
+                "logits are the first output",
+                f"{method} alone",
+                "data: examples",
+                f"goal: of {method}",
+            )
             folder = tmp_path / f"students/{method}/seed-{seed}"
             write_run(folder, {10: 0.5}, seed=seed, notes=notes)
     summary = summarize(load_runs([tmp_path]))

@@ -95,6 +95,8 @@ def test_special_tokens_of_the_texts_are_predicted_as_by_a_loader_of_the_windows
         assert batch.labels is not None
         assert other.labels is not None
         assert torch.equal(batch.labels, other.labels)
+        assert batch.selected is not None
+        assert other.selected is not None
         assert torch.equal(batch.selected, other.selected)
 
 

@@ -123,7 +123,7 @@ def test_metrics_of_the_teacher_compare_the_matched_output_beside_labels_at_anot
     def divergence(name: str) -> float:
         with torch.no_grad():
             told, said = teacher(rows)[name].log_softmax(-1), student(rows)[name].log_softmax(-1)
-        return (told.exp() * (told - said)).sum(-1).mean().item()
+        return float((told.exp() * (told - said)).sum(-1).mean())
 
     result = distilled(student, teacher, labels_at_second(), metric="kl")
     assert result.metrics["kl"] == pytest.approx(divergence("logits"), rel=1e-4)

@@ -57,7 +57,7 @@ def test_held_out_loaders_leave_generators_alone_and_give_the_same_batches(kind:
     loader: DataLoader[Any] = DataLoader(rows, **options)
     held_out = stream(loader) if kind == "stream" else loader
     states = generator.get_state(), torch.get_rng_state()
-    passes = [as_evaluation(held_out, None) for _ in range(2)]
+    passes: list[Any] = [as_evaluation(held_out, None) for _ in range(2)]
     assert torch.equal(generator.get_state(), states[0])
     assert torch.equal(torch.get_rng_state(), states[1])
     first, second = (torch.cat([batch.leading for batch in batches]) for batches in passes)
