@@ -45,7 +45,12 @@ PUBLIC = {
     "curricle.training": label_metrics,
 }
 """Packages with public names, each with an object that this file imports from it."""
-INTERNAL = ("curricle.cli", "curricle.training.", "curricle.teachers.store")
+INTERNAL = (
+    "curricle.cli",
+    "curricle.least_squares",
+    "curricle.training.",
+    "curricle.teachers.store",
+)
 """Packages whose init has no names: the command line, and parts of a package that has them."""
 ROOT_ONLY = {"evaluate", "export", "compare", "distill", "tapped"}
 """Names of `curricle` that are names of modules in their own package."""

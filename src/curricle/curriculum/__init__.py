@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
     from curricle.curriculum.durations import UntilMetric as UntilMetric
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
+    from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
     from curricle.curriculum.loss_transitions import Transition as Transition
@@ -24,7 +25,7 @@ else:
         __name__,
         {
             "durations": ("Duration", "UntilMetric", "UntilPlateau"),
-            "initialization": ("PrincipalStart", "RandomStart"),
+            "initialization": ("LeastSquaresStart", "PrincipalStart", "RandomStart"),
             "stages": ("Curriculum", "Stage"),
             "strategies": (
                 "evenly_spaced_pairs",

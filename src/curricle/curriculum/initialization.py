@@ -14,7 +14,7 @@ Source:
     None; ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
@@ -121,7 +121,7 @@ class LeastSquaresStart:
 
 WarmStart = Annotated[RandomStart | PrincipalStart | LeastSquaresStart, Field(discriminator="kind")]
 """Field type of a warm start, selected by `kind`."""
-KINDS: dict[str, Callable[[], RandomStart | PrincipalStart | LeastSquaresStart]] = {
+KINDS: Mapping[str, Callable[[], "Start"]] = {
     "random": RandomStart,
     "principal": PrincipalStart,
     "least_squares": LeastSquaresStart,
@@ -129,9 +129,10 @@ KINDS: dict[str, Callable[[], RandomStart | PrincipalStart | LeastSquaresStart]]
 """Warm starts by name."""
 
 
-def warm_start(
-    start: RandomStart | PrincipalStart | LeastSquaresStart | str | None,
-) -> RandomStart | PrincipalStart | LeastSquaresStart | None:
+Start = RandomStart | PrincipalStart | LeastSquaresStart
+
+
+def warm_start(start: Start | str | None) -> Start | None:
     """Return a start given as a value or by its name.
 
     Raises:
@@ -144,11 +145,13 @@ def warm_start(
     return KINDS[start]()
 
 
+def _named(start: object) -> object:
+    """Return a start for its name, and everything else as it is."""
+    return warm_start(start) if isinstance(start, str) else start
+
+
 if TYPE_CHECKING:
-    StartText = RandomStart | PrincipalStart | LeastSquaresStart | str
+    StartText = Start | str
 else:
-    StartText = Annotated[
-        Annotated[RandomStart | PrincipalStart | LeastSquaresStart, Field(discriminator="kind")],
-        BeforeValidator(warm_start),
-    ]
+    StartText = Annotated[WarmStart, BeforeValidator(_named)]
     """Type of a `checked` function's argument: accepts a name, passes a start."""

@@ -6,7 +6,7 @@ normalization after it.
 
 - The gain and shift of a normalization are those of least error to the mapped output of the
   teacher's.
-- The maps that read are fitted to the targets of `targets`.
+- The maps that read are fitted to the targets of `part_targets`.
 - The map that writes is fitted to the mapped next state of the teacher less the state of the
   student. Where a block stands for several, the state after attention is the one before them plus
   all that their attention writes.
@@ -22,11 +22,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curricle.least_squares.blocks import Part, Reading, read
+from curricle.least_squares.block_parts import Part, Reading, read
 from curricle.least_squares.calibrated import CalibratedModel, Understood
 from curricle.least_squares.maps import Norm
+from curricle.least_squares.part_targets import Encoding, Survey, encoding
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
-from curricle.least_squares.targets import Encoding, Survey, encoding
 
 
 @final

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from curricle.least_squares.blocks import Anatomy, BlockCall, Part, anatomy
+from curricle.least_squares.block_parts import Anatomy, BlockCall, Part, anatomy
 from curricle.least_squares.roles import Roles, roles
 from curricle.models.tapped import SEQUENCE_FIRST, Inputs, TappedModel
 

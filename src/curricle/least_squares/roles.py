@@ -23,7 +23,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.blocks import BlockCall, Part, read
+from curricle.least_squares.block_parts import BlockCall, Part, read
 
 PLACE, PAIR = 2, 2
 """Position of the changed column, which has keys before it in a decoder, too; columns of a pair."""

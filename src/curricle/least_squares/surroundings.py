@@ -23,7 +23,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.blocks import Stop
+from curricle.least_squares.block_parts import Stop
 from curricle.least_squares.calibrated import CalibratedModel
 from curricle.least_squares.maps import LinearMap, Norm, linear_map, norm_of
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.blocks import BlockCall, anatomy
+from curricle.least_squares.block_parts import BlockCall, anatomy
 from curricle.least_squares.calibrated import CalibratedModel
 from curricle.least_squares.roles import Roles, roles
 from curricle.models.wrapping import tapped

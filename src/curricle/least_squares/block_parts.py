@@ -304,6 +304,7 @@ def _calls(block: nn.Module, call: BlockCall, state: Tensor) -> tuple[list[_Call
         return calls, call.run(block, state)
 
 
+@final
 class Stop(BaseException):
     """End of a pass."""
 

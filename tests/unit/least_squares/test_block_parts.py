@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.blocks import BlockCall, anatomy, read
+from curricle.least_squares.block_parts import BlockCall, anatomy, read
 from tests.parts import drawn
 
 WIDTH, CALL = 6, BlockCall((), {})

@@ -18,7 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curricle.least_squares.blocks import Part
+from curricle.least_squares.block_parts import Part
 from curricle.least_squares.roles import Head, Roles
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.blocks import Part
+from curricle.least_squares.block_parts import Part
 from curricle.least_squares.maps import LinearMap
+from curricle.least_squares.part_targets import Survey, encoding
 from curricle.least_squares.roles import Head, Neurons, Roles
-from curricle.least_squares.targets import Survey, encoding
 from tests.parts import drawn
 
 WIDTH, ROWS = 6, 400
