@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.least_squares.roles import Roles, roles
 from curricle.least_squares.sublayers import Anatomy, BlockCall, Sublayer, anatomy
 from curricle.models.tapped import SEQUENCE_FIRST, Inputs, TappedModel
@@ -117,7 +118,7 @@ class CalibratedModel:
         leading, counted = self.states[batch].shape[:2], self._counted[batch]
         rows = tensor.reshape(-1, tensor.shape[-1])
         if counted is not None and len(rows) == leading.numel():
-            rows = rows[counted.flatten().to(rows.device)]
+            rows = rows[beside(counted.flatten(), rows)]
         return rows.to("cpu", torch.float64)
 
     def understood(self, number: int) -> Understood:
