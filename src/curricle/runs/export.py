@@ -30,7 +30,7 @@ from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.tapped import Inputs, TappedModel
 from curricle.models.unwrapping import unwrapped
 from curricle.models.weights import save_weights, serializing
-from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
+from curricle.records import Record, RunRecord
 from curricle.runs.card import CARD, Card, model_card
 from curricle.runs.onnx_files import (
     LOGITS,
@@ -42,6 +42,7 @@ from curricle.runs.onnx_files import (
     check_onnx_packages,
     write_onnx,
 )
+from curricle.runs.run_match import records_of_model
 from curricle.training.loop.engine import FINISHED
 from curricle.training.setup.arguments import require_model
 
@@ -112,7 +113,9 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         student: The model; it is not changed, and adapters of PEFT are merged in a copy. The ONNX
             file of `tapped(model, output=...)` has this output.
         to: Folder to make; it must not exist or be empty.
-        run: The `output_dir` of `distill`, whose records the card states; None makes a short card.
+        run: The `output_dir` of `distill` that trained the student, whose records the card states;
+            its final weights must be those of the student, before or after a merge of adapters and
+            in any precision. None makes a short card.
         tokenizer: An object with `save_pretrained`, written beside a model that reads text.
         teacher: Description of the teacher for the card.
         base_model: Name on the Hub of the model that was trained further; None takes it from the
@@ -135,11 +138,12 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         BindError: If the student has another layout, `tokenizer` cannot be saved, adapters cannot
             be merged, packages for ONNX are missing, or its outputs differ by more than the
             tolerance; nothing is written then.
-        CheckpointError: If the folder is taken, or `run` is not a finished run.
+        CheckpointError: If the folder is taken, or `run` is not a finished run that ended with the
+            weights of the student.
     """
     require_model("student", student)
     module, _ = unwrapped(student if isinstance(student, nn.Module) else student.module)
-    records = () if run is None else finished_records(Path(run))
+    records = () if run is None else records_of_model(run, module)
     model, is_merged = merged(module)
     check_layout(model, layout)
     class_names = _checked_names(model, class_names)
@@ -239,24 +243,6 @@ def write_model(
             save_pretrained(str(temporary))
             if write_tokenizer is not None:
                 write_tokenizer(temporary)
-
-
-def finished_records(folder: Path) -> tuple[Record, ...]:
-    """Return the records of a finished run.
-
-    Args:
-        folder: Its folder.
-
-    Raises:
-        CheckpointError: If there are none, or the run is not finished.
-    """
-    records = tuple(read_records(folder / RECORDS))
-    if not records or not isinstance(records[-1], EndRecord):
-        raise CheckpointError(
-            f"{str(folder)!r} must hold a finished run to be exported; it is not finished: resume "
-            f"it first"
-        )
-    return records
 
 
 def merged(module: nn.Module) -> tuple[nn.Module, bool]:
