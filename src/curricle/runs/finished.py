@@ -27,10 +27,10 @@ from curricle.runs.export import (
     check_layout,
     library_of,
     loading_code,
-    names_of_classes,
     output_name,
     write_export,
 )
+from curricle.runs.export_arguments import names_of_classes
 from curricle.runs.folder import STUDENTS, TEACHER, has_spec, read_origin, stored_spec
 from curricle.runs.onnx_files import TOLERANCE, OutputNames, check_onnx_packages
 from curricle.runs.run_match import finished_records
