@@ -53,7 +53,7 @@ from curricle.runs.onnx_files import (
 )
 from curricle.runs.run_match import records_of_model
 from curricle.training.loop.engine import FINISHED
-from curricle.training.setup.arguments import require_model
+from curricle.training.setup.arguments import named_arguments, require_model
 
 EXPORT = "model"
 CONFIG = "config.json"
@@ -101,6 +101,7 @@ class Exported:
     """What the export has left out, one sentence each."""
 
 
+@named_arguments
 def export(  # noqa: PLR0913 - the public call; everything but two has a default
     student: nn.Module | TappedModel,
     to: str | Path,

@@ -149,3 +149,10 @@ def test_a_tokenizer_without_special_tokens_names_its_wrapper() -> None:
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(BindError, match=r"got 'Tokenizer'; .*PreTrainedTokenizerFast\(tokenizer_o"):
         tokenizer_writer(raw)
+
+
+def test_an_unknown_argument_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        BindError, match=r"'tokeniser' is not an argument of 'export'; did you mean"
+    ):
+        curricle.export(nn.Identity(), tmp_path, tokeniser=None)  # type: ignore[call-arg]
