@@ -36,7 +36,8 @@ class Wrapped(nn.Module):
         self.inner = inner
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.inner(inputs)
+        output: torch.Tensor = self.inner(inputs)
+        return output
 
 
 SAME: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -95,7 +96,8 @@ def test_tied_weights_are_found_by_their_content(tmp_path: Path) -> None:
             self.head = nn.Linear(6, 2)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return self.head(self.second(self.first(inputs).relu()))
+            output: torch.Tensor = self.head(self.second(self.first(inputs).relu()))
+            return output
 
     with seeding.scoped(0, "test model"):
         student = Tied()
@@ -132,4 +134,4 @@ def test_a_folder_without_records_names_the_argument(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'run' must .*absent', which does not exist"):
         records_of_model(tmp_path / "absent", model)
     with pytest.raises(BindError, match=r"'run' must be the folder of a run.*got 'int'"):
-        inspect.unwrap(records_of_model)(3, model)  # type: ignore[arg-type]
+        inspect.unwrap(records_of_model)(3, model)
