@@ -7,10 +7,16 @@ Design: one table serves all places. A row applies only where its new name is av
 `share` is answered in `extraction` and nowhere else.
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import ParamSpec, TypeVar
 
-from curricle.errors import near_names
+from curricle.errors import BindError, near_names
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
@@ -48,3 +54,33 @@ def name_hint(name: str, available: Iterable[str]) -> str:
     names = list(available)
     new = RENAMED.get(name)
     return f"it is now named {new!r}" if new in names else near_names(name, names)
+
+
+def known_arguments(
+    function: Callable[Arguments, Returned],
+    hint: Callable[[str, Iterable[str]], str] = name_hint,
+) -> Callable[Arguments, Returned]:
+    """Return a function that refuses missing and unknown arguments with a sentence.
+
+    Args:
+        function: The function.
+        hint: Returns the end of the sentence about an unknown name, from it and the known ones.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        for name in kwargs:
+            if name not in signature.parameters:
+                end = hint(name, signature.parameters)
+                raise BindError(f"{name!r} is not an argument of {function.__name__!r}; {end}")
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise BindError(
+                f"{function.__name__!r} must be called with all of its arguments: {error}; "
+                f"help(curricle.{function.__name__}) lists them"
+            ) from None
+        return function(*args, **kwargs)
+
+    return call

@@ -24,11 +24,13 @@ from curricle.models.tapped import SEQUENCE_FIRST, TappedModel
 from curricle.models.tracing import traced_stacks
 from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
+from curricle.renamed import known_arguments
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the bound of the logits in configurations."""
 
 
+@known_arguments
 def tapped(
     model: nn.Module | TappedModel,
     *,

@@ -372,8 +372,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         has_folder=output_dir is not None,
         has_goal=goal is not None,
     )
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")
+    _check_seeds(seeds)
     request = Request(
         metric=name,
         better=better,
@@ -396,6 +395,21 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         page = None if output_dir is None else folder / REPORT
         summary = summarized([folder])[1] if page is None else write_report([folder], page)
     return Comparison(students=students, summary=summary, report=page)
+
+
+def _check_seeds(seeds: object) -> None:
+    """Check that seeds are different numbers.
+
+    Raises:
+        SpecError: If they are not, or no sequence.
+    """
+    if not isinstance(seeds, Sequence):
+        raise SpecError(
+            f"'seeds' must be a sequence of different numbers, such as seeds=(0,) for one run or "
+            f"range(3) for three of each strategy; got {seeds!r}"
+        )
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")
 
 
 def _check_constructor(student: object) -> None:

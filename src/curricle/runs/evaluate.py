@@ -25,7 +25,7 @@ from curricle.reports.evaluation_tables import evaluation_grid
 from curricle.reports.tables import Grid, to_markdown
 from curricle.runs.model_costs import Cost, first_examples, measure_costs, num_examples
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.setup.arguments import as_evaluation, require_model
+from curricle.training.setup.arguments import as_evaluation, named_arguments, require_model
 from curricle.training.setup.placement import place_model
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
@@ -115,13 +115,14 @@ class Evaluation:
         return "\n".join([to_markdown(self.grid()), *self.notes])
 
 
+@named_arguments
 @standard_state(is_training=False)
 def evaluate(  # noqa: PLR0913 - the public call; everything but two has a default
     student: nn.Module | TappedModel,
     evaluation: Sequence[Batch] | Stream | DataLoader[object],
     *,
     teacher: nn.Module | TappedModel | None = None,
-    metrics: Sequence[str | Metric] | None = None,
+    metrics: str | Metric | Sequence[str | Metric] | None = None,
     repetitions: int = REPETITIONS,
     settings: TrainingSettings = TrainingSettings(),
     next_token: bool = False,
@@ -134,9 +135,9 @@ def evaluate(  # noqa: PLR0913 - the public call; everything but two has a defau
         evaluation: Held-out batches with labels, or a `DataLoader` or a stream of them, such as
             `curricle.text_stream` makes of texts, of which an epoch is read once.
         teacher: The model to compare with; None evaluates the student alone.
-        metrics: Metrics or names of built-in ones; None takes accuracy and nll for classes, also
-            perplexity where they are the next tokens, and the mean squared error for float labels.
-            `kl` is that from the teacher.
+        metrics: Metrics or names of built-in ones, or a single one; None takes accuracy and nll for
+            classes, also perplexity where they are the next tokens, and the mean squared error for
+            float labels. `kl` is that from the teacher.
         repetitions: Timed passes of each model, whose median is taken.
         settings: Device and threads.
         next_token: Whether the items of a `DataLoader` are those of a decoder, whose labels are its
@@ -158,6 +159,12 @@ def evaluate(  # noqa: PLR0913 - the public call; everything but two has a defau
     held_out = cast("Sequence[Batch]", as_evaluation(evaluation, None, next_token=next_token))
     _require_batches(held_out)
     choice = _metrics(held_out, metrics)
+    comparisons = [metric.name for metric in choice if metric.reads == "teacher"]
+    if comparisons and teacher is None:
+        raise BindError(
+            f"'teacher' must be given for the metric {comparisons[0]!r}, which compares the "
+            f"student with it; got None"
+        )
     notes: list[str] = []
     with settings.stated_threads():
         for model in models:
@@ -210,9 +217,11 @@ def _scores(
 
 
 def _metrics(
-    evaluation: Sequence[Batch], metrics: Sequence[str | Metric] | None
+    evaluation: Sequence[Batch], metrics: str | Metric | Sequence[str | Metric] | None
 ) -> tuple[Metric, ...]:
     """Return the metrics to compute."""
+    if isinstance(metrics, str | Metric):
+        return (metric_of(metrics),)
     if metrics is not None:
         return tuple({metric.name: metric for metric in map(metric_of, metrics)}.values())
     first = evaluation[0]

@@ -10,7 +10,6 @@ Design: a folder appears whole or not at all, so a refused ONNX file leaves noth
 """
 
 import copy
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,18 @@ from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.tapped import Inputs, TappedModel
 from curricle.models.unwrapping import unwrapped
 from curricle.models.weights import save_weights, serializing
-from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
+from curricle.records import Record, RunRecord
 from curricle.runs.card import CARD, Card, model_card
+from curricle.runs.export_arguments import (
+    NO_NAMES,
+    WriteTokenizer,
+    check_outputs,
+    checked_names,
+    names_of_classes,
+    onnx_inputs,
+    tokenizer_writer,
+    write_names,
+)
 from curricle.runs.onnx_files import (
     LOGITS,
     ONNX,
@@ -42,8 +51,9 @@ from curricle.runs.onnx_files import (
     check_onnx_packages,
     write_onnx,
 )
+from curricle.runs.run_match import records_of_model
 from curricle.training.loop.engine import FINISHED
-from curricle.training.setup.arguments import require_model
+from curricle.training.setup.arguments import named_arguments, require_model
 
 EXPORT = "model"
 CONFIG = "config.json"
@@ -72,10 +82,6 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
     )
 )
 """Meaning of a single output tensor by the metric of the run, where it is not logits."""
-NO_NAMES: Mapping[int, str] = MappingProxyType({})
-"""Names of no class."""
-WriteTokenizer = Callable[[Path], object]
-"""Writes a tokenizer into a folder."""
 
 
 @final
@@ -91,8 +97,11 @@ class Exported:
     """Whether adapters were merged into the weights."""
     onnx: OnnxCheck | None = None
     """Agreement of the ONNX file with torch, if there is one."""
+    notes: tuple[str, ...] = ()
+    """What the export has left out, one sentence each."""
 
 
+@named_arguments
 def export(  # noqa: PLR0913 - the public call; everything but two has a default
     student: nn.Module | TappedModel,
     to: str | Path,
@@ -112,7 +121,9 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         student: The model; it is not changed, and adapters of PEFT are merged in a copy. The ONNX
             file of `tapped(model, output=...)` has this output.
         to: Folder to make; it must not exist or be empty.
-        run: The `output_dir` of `distill`, whose records the card states; None makes a short card.
+        run: The `output_dir` of `distill` that trained the student, whose records the card states;
+            its final weights must be those of the student, before or after a merge of adapters and
+            in any precision. None makes a short card.
         tokenizer: An object with `save_pretrained`, written beside a model that reads text.
         teacher: Description of the teacher for the card.
         base_model: Name on the Hub of the model that was trained further; None takes it from the
@@ -121,10 +132,12 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
             student must be: a `SentenceEncoder` or a `SentenceTransformer`. None takes the layout
             of the student's class.
         class_names: Names of the classes in the order of their numbers, or by number as in
-            `teacher.config.id2label`, for the configuration and the card; empty keeps those in the
+            `teacher.config.id2label`, for the configuration and the card; as many as the outputs
+            of the student, where its head or an ONNX file shows them. Empty keeps those in the
             configuration of the student.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
-            None writes none. An output with the name of an input ends in `_output` there.
+            None writes none. Labels in a mapping are left out, which `notes` of the result say; an
+            output with the name of an input ends in `_output` there.
         tolerance: Largest difference between outputs of both, relative to the largest number of
             an output or to 1 if all are smaller.
 
@@ -132,17 +145,22 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         Folder, files and the comparison.
 
     Raises:
-        BindError: If the student has another layout, `tokenizer` cannot be saved, adapters cannot
-            be merged, packages for ONNX are missing, or its outputs differ by more than the
-            tolerance; nothing is written then.
-        CheckpointError: If the folder is taken, or `run` is not a finished run.
+        BindError: If the student has another layout, `tokenizer` cannot be saved, names of classes
+            are not as many as its outputs, `onnx` is no inputs, adapters cannot be merged, packages
+            for ONNX are missing, or its outputs differ by more than the tolerance; nothing is
+            written then.
+        CheckpointError: If the folder is taken, or `run` is not a finished run that ended with the
+            weights of the student.
     """
     require_model("student", student)
     module, _ = unwrapped(student if isinstance(student, nn.Module) else student.module)
-    records = () if run is None else finished_records(Path(run))
+    records = () if run is None else records_of_model(run, module)
+    # Of tapped models only those of curricle declare an output.
+    entry = student.output if isinstance(student, HookedModel) else ""
     model, is_merged = merged(module)
     check_layout(model, layout)
-    class_names = _checked_names(model, class_names)
+    sample, notes = (None, ()) if onnx is None else onnx_inputs(onnx)
+    class_names = checked_names(model, class_names, has_default_output=not entry)
     card = Card(
         title=_title(records),
         class_name=type(model).__name__,
@@ -158,15 +176,12 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         to,
         card,
         class_names=class_names,
-        write_tokenizer=_tokenizer_writer(tokenizer),
-        onnx=onnx.inputs if isinstance(onnx, Batch) else onnx,
+        write_tokenizer=tokenizer_writer(tokenizer),
+        onnx=sample,
         tolerance=tolerance,
-        names=OutputNames(
-            # Of tapped models only those of curricle declare an output.
-            entry=student.output if isinstance(student, HookedModel) else "",
-            default=output_name(records),
-        ),
+        names=OutputNames(entry=entry, default=output_name(records)),
         is_merged=is_merged,
+        notes=notes,
     )
 
 
@@ -181,6 +196,7 @@ def write_export(  # noqa: PLR0913 - one argument a part of the folder
     tolerance: float = TOLERANCE,
     names: OutputNames = USUAL_NAMES,
     is_merged: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> Exported:
     """Write the folder of an export in one piece.
 
@@ -194,11 +210,13 @@ def write_export(  # noqa: PLR0913 - one argument a part of the folder
         tolerance: Largest difference of its outputs.
         names: Names of its outputs.
         is_merged: Whether adapters were merged.
+        notes: Notes of the result.
 
     Returns:
         Folder, files and the comparison.
 
     Raises:
+        BindError: If the outputs for ONNX are not as many as the names of classes.
         CheckpointError: If the folder is taken.
     """
     if onnx is not None:
@@ -207,16 +225,17 @@ def write_export(  # noqa: PLR0913 - one argument a part of the folder
     check: OnnxCheck | None = None
     with new_folder(folder) as temporary:
         _write_files(model, temporary)
-        _write_names(class_names, temporary / CONFIG)
+        write_names(class_names, temporary / CONFIG)
         if write_tokenizer is not None:
             write_tokenizer(temporary)
         if onnx is not None:
             path = temporary / ONNX
             check = write_onnx(model, _first(onnx), path, tolerance=tolerance, names=names)
+            check_outputs(class_names, check)
         agreement = "" if check is None else str(check)
         write_text(temporary / CARD, model_card(replace(card, onnx=agreement)))
         files = tuple(sorted(path.name for path in temporary.iterdir()))
-    return Exported(folder=folder, files=files, merged=is_merged, onnx=check)
+    return Exported(folder=folder, files=files, merged=is_merged, onnx=check, notes=notes)
 
 
 def write_model(
@@ -239,24 +258,6 @@ def write_model(
             save_pretrained(str(temporary))
             if write_tokenizer is not None:
                 write_tokenizer(temporary)
-
-
-def finished_records(folder: Path) -> tuple[Record, ...]:
-    """Return the records of a finished run.
-
-    Args:
-        folder: Its folder.
-
-    Raises:
-        CheckpointError: If there are none, or the run is not finished.
-    """
-    records = tuple(read_records(folder / RECORDS))
-    if not records or not isinstance(records[-1], EndRecord):
-        raise CheckpointError(
-            f"{str(folder)!r} must hold a finished run to be exported; it is not finished: resume "
-            f"it first"
-        )
-    return records
 
 
 def merged(module: nn.Module) -> tuple[nn.Module, bool]:
@@ -343,75 +344,6 @@ def _write_files(model: nn.Module, folder: Path) -> None:
         save_pretrained(str(folder))
 
 
-def names_of_classes(model: nn.Module) -> Mapping[int, str]:
-    """Return the names of classes in the configuration of a model, by id; empty without names.
-
-    Args:
-        model: The model.
-    """
-    names = _labels(model)
-    # A configuration numbers classes without names itself.
-    is_numbered = all(name == f"LABEL_{number}" for number, name in names.items())
-    return NO_NAMES if is_numbered else names
-
-
-def _labels(model: nn.Module) -> Mapping[int, str]:
-    """Return the `id2label` of a model in the order of the ids; empty without one."""
-    labels = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(labels, Mapping):
-        return NO_NAMES
-    try:
-        # Ids are texts where JSON was read; as texts, "10" would come before "2".
-        names = {int(number): str(name) for number, name in labels.items()}
-    except (TypeError, ValueError):
-        return NO_NAMES
-    return dict(sorted(names.items()))
-
-
-def _checked_names(
-    model: nn.Module, class_names: Sequence[object] | Mapping[int, object]
-) -> Mapping[int, str]:
-    """Return stated names of classes by number; empty without any.
-
-    Raises:
-        BindError: If they are not different texts numbered from 0, or not as many as the classes of
-            the model.
-    """
-    names = class_names
-    if isinstance(names, Mapping):
-        if sorted(names) != list(range(len(names))):
-            raise BindError(
-                f"'class_names' must number the classes from 0 without gaps; got {sorted(names)}"
-            )
-        names = [names[number] for number in range(len(names))]
-    texts = tuple(name for name in names if isinstance(name, str))
-    if isinstance(names, str) or len(texts) < len(names):
-        raise BindError(f"'class_names' must be a list of texts; got {names!r}")
-    if len(set(texts)) < len(texts):
-        raise BindError(f"'class_names' must be different names; got {list(texts)}")
-    present = _labels(model) if texts else NO_NAMES
-    if present and len(present) != len(texts):
-        raise BindError(
-            f"'class_names' must hold one name for each of the {len(present)} classes of "
-            f"{type(model).__name__}; got {len(texts)}"
-        )
-    return dict(enumerate(texts))
-
-
-def _write_names(names: Mapping[int, str], config: Path) -> None:
-    """Write names of classes into a configuration of transformers.
-
-    Without names, or without a configuration, nothing is written. The configuration of the model
-    itself stays as it is, since an export does not change it.
-    """
-    if not names or not config.is_file():
-        return
-    document = json.loads(config.read_text(encoding="utf-8"))
-    document["id2label"] = {str(number): name for number, name in names.items()}
-    document["label2id"] = {name: number for number, name in names.items()}
-    write_text(config, json.dumps(document, indent=2, sort_keys=True) + "\n")
-
-
 def _free_folder(to: str | Path) -> Path:
     """Return the folder of an export.
 
@@ -425,23 +357,6 @@ def _free_folder(to: str | Path) -> Path:
             f"holds {min(path.name for path in folder.iterdir())!r}"
         )
     return folder
-
-
-def _tokenizer_writer(tokenizer: object) -> WriteTokenizer | None:
-    """Return a function that saves a tokenizer; None without one.
-
-    Raises:
-        BindError: If it cannot be saved.
-    """
-    if tokenizer is None:
-        return None
-    save = getattr(tokenizer, "save_pretrained", None)
-    if not callable(save):
-        raise BindError(
-            f"'tokenizer' must have 'save_pretrained', as those of transformers; got "
-            f"{type(tokenizer).__name__!r}"
-        )
-    return lambda folder: save(str(folder))
 
 
 def _first(inputs: Inputs) -> Inputs:

@@ -25,15 +25,15 @@ from curricle.runs.export import (
     Exported,
     base_name,
     check_layout,
-    finished_records,
     library_of,
     loading_code,
-    names_of_classes,
     output_name,
     write_export,
 )
+from curricle.runs.export_arguments import names_of_classes
 from curricle.runs.folder import STUDENTS, TEACHER, has_spec, read_origin, stored_spec
 from curricle.runs.onnx_files import TOLERANCE, OutputNames, check_onnx_packages
+from curricle.runs.run_match import finished_records
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
 from curricle.task_data import TaskData

@@ -361,3 +361,11 @@ def test_behind_a_wrapper_no_cache_is_built_and_the_head_runs_at_selected_positi
     assert shown.logits.tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
     assert (inner.seen, seen) == ([False], [(2, 4)])
     assert shown.positions == (2, 3)
+
+
+def test_an_unknown_argument_is_a_sentence() -> None:
+    sentence = r"'widthaxis' is not an argument of 'tapped'; did you mean 'width_axis'"
+    with pytest.raises(BindError, match=sentence):
+        tapped(nn.Identity(), widthaxis=1)  # type: ignore[call-arg]
+    with pytest.raises(BindError, match=r"'tapped' must be called with all of its arguments"):
+        tapped()  # type: ignore[call-arg]

@@ -56,6 +56,11 @@ def compared(**parts: Any) -> Comparison:
     return result
 
 
+def test_a_number_of_seeds_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'seeds' must be a sequence .*seeds=\(0,\).*; got 1$"):
+        compared(seeds=1)
+
+
 def test_held_out_data_may_be_a_loader() -> None:
     batch = parity(purpose="evaluation").batch(0)
     assert batch.labels is not None

@@ -10,6 +10,7 @@ import torch
 import curricle
 from curricle import seeding
 from curricle.errors import BindError, SpecError
+from curricle.metrics import METRICS
 from tests.parts import drawn, mlp, parity
 
 
@@ -109,5 +110,16 @@ def test_no_batches_are_refused() -> None:
 def test_a_metric_that_does_not_exist_and_one_without_teacher_are_refused() -> None:
     with pytest.raises(SpecError, match="'metric' 'acuracy' is not built in; did you mean"):
         curricle.evaluate(Constant(0.0, 1.0), HELD_OUT, metrics=("acuracy",))
-    with pytest.raises(BindError, match="must not read a teacher"):
+    with pytest.raises(BindError, match="'teacher' must be given for the metric 'kl'"):
         curricle.evaluate(Constant(0.0, 1.0), HELD_OUT, metrics=("kl",))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", METRICS["accuracy"]])
+def test_a_single_metric_needs_no_sequence(metric: Any) -> None:
+    evaluation = curricle.evaluate(Constant(0.0, 2.0), HELD_OUT, metrics=metric, repetitions=1)
+    assert evaluation.student.metrics == {"accuracy": 0.75}
+
+
+def test_an_unknown_argument_is_a_sentence() -> None:
+    with pytest.raises(BindError, match=r"'metric' is not an argument of 'evaluate'; did you mean"):
+        curricle.evaluate(Constant(0.0, 1.0), HELD_OUT, metric="kl")  # type: ignore[call-arg]

@@ -27,12 +27,12 @@ from curricle.runs.export import (
     MEANINGS,
     base_name,
     check_layout,
-    finished_records,
     loading_code,
     output_name,
     write_model,
 )
 from curricle.runs.onnx_files import OnnxCheck
+from curricle.runs.run_match import finished_records
 from tests.parts import mlp, parity
 
 

@@ -123,7 +123,7 @@ def test_a_declared_direction_of_the_metric_is_recorded() -> None:
 
 def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:
     with pytest.raises(
-        BindError, match=r"must be one of the evaluator's \['f1'\]; got 'accuracy'$"
+        BindError, match=r"'evaluation' returns, \['f1'\]; got 'accuracy'; metric='f1' judges by it"
     ):
         distilled(evaluation=lambda _: {"f1": 0.5})
 

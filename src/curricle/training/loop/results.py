@@ -33,8 +33,12 @@ def plain_metrics(returned: object, *names: str) -> dict[str, float]:
     metrics = {str(name): _number(name, item) for name, item in returned.items()}
     for name in names:
         if name not in metrics:
+            # The facts of a run name its metric before an evaluation, so no entry is taken for it.
+            is_judge = name == names[0] and len(metrics) == 1
+            remedy = f"; metric={next(iter(metrics))!r} judges by it" if is_judge else ""
             raise BindError(
-                f"'metric' must be one of the evaluator's {sorted(metrics)}; got {name!r}"
+                f"'metric' must be one of the entries that 'evaluation' returns, "
+                f"{sorted(metrics)}; got {name!r}{remedy}"
             )
     return metrics
 

@@ -1,11 +1,10 @@
 """Arguments of the public calls: what is accepted, and sentences about everything else."""
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import ParamSpec, TypeVar, overload
+from typing import overload
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -20,7 +19,7 @@ from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.protocols import conforms
-from curricle.renamed import RENAMED, name_hint
+from curricle.renamed import RENAMED, Arguments, Returned, known_arguments, name_hint
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
@@ -29,8 +28,6 @@ from curricle.training.setup.settings import TrainingSettings
 
 AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
-Arguments = ParamSpec("Arguments")
-Returned = TypeVar("Returned")
 OwnEvaluation = Callable[[TappedModel], dict[str, float]]
 """Evaluation by a function of the caller."""
 
@@ -64,24 +61,12 @@ def named_arguments(function: Callable[Arguments, Returned]) -> Callable[Argumen
     Args:
         function: The function.
     """
-    signature = inspect.signature(function)
+    return known_arguments(function, _hint)
 
-    @functools.wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
-        for name in kwargs:
-            if name not in signature.parameters:
-                hint = _place_of(name) or name_hint(name, signature.parameters)
-                raise BindError(f"{name!r} is not an argument of {function.__name__!r}; {hint}")
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise BindError(
-                f"{function.__name__!r} must be called with all of its arguments: {error}; "
-                f"help(curricle.{function.__name__}) lists them"
-            ) from None
-        return function(*args, **kwargs)
 
-    return call
+def _hint(name: str, available: Iterable[str]) -> str:
+    """Return the end of an error sentence about an unknown argument of a public call."""
+    return _place_of(name) or name_hint(name, available)
 
 
 def _place_of(name: str) -> str:

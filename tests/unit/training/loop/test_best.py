@@ -210,7 +210,7 @@ def test_another_metric_may_choose_the_best() -> None:
     assert 0 < result.best_step <= STEPS
     with pytest.raises(SpecError, match="must read the labels"):
         metrics_beside("accuracy", "pearson")
-    with pytest.raises(BindError, match="must be one of the evaluator's"):
+    with pytest.raises(BindError, match="must be one of the entries that 'evaluation' returns"):
         executed(run_of(keep_best="f1"), squares)
 
 
