@@ -90,10 +90,9 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return the table of strategies and the verdict."""
-        notes = "\n".join(filter(None, (self.summary.gap, *self.summary.notes)))
-        return "\n\n".join(
-            filter(None, (summary_markdown(self.summary), notes, headline(self.summary)))
-        )
+        summary = self.summary
+        notes = "\n".join(filter(None, (summary.gap, summary.source_note, *summary.notes)))
+        return "\n\n".join(filter(None, (summary_markdown(summary), notes, headline(summary))))
 
 
 @final

@@ -81,7 +81,7 @@ def test_the_page_forbids_itself_to_load_anything(comparison: Path) -> None:
     [
         "Parity <1>",
         "parity · goal: 90 % accuracy · budget: 2.5G FLOPs",
-        "extraction reached 90 % accuracy after 600 ± 497 examples; one_shot did not reach it",
+        "extraction reached 90 % accuracy after 24k ± 19.9k total FLOPs; one_shot did not reach it",
         "96.00 % (3 seeds: 95.00, 96.00, 97.00 %)",
         "not reached",
         "whole run",
