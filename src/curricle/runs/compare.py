@@ -437,6 +437,12 @@ def _named(strategies: Sequence[str] | Mapping[str, object]) -> dict[str, Strate
                 f"'strategies' must map {name!r} to {{'kind': ..., arguments}} or to a function of "
                 f"'total'; got {type(strategy).__name__!r}, whose length no budget can set"
             )
+        if isinstance(strategy, Mapping) and "kind" not in strategy and "curriculum" in strategy:
+            raise SpecError(
+                f"'strategies' must map {name!r} to {{'kind': ..., arguments}}; got "
+                f"{{'curriculum': ...}}, the form of a spec for 'curricle compare'; write "
+                f"{{{name!r}: {strategy['curriculum']!r}}}"
+            )
         if not NAME.fullmatch(name):
             raise SpecError(
                 f"'strategies' must have names of letters, digits and '+', '-', '.', '_', since "

@@ -319,3 +319,9 @@ def test_a_function_may_round_lengths_and_end_by_a_rule(budget: str) -> None:
 
     result = compared(strategies={"halves": halves}, budget=budget, seeds=(0,))
     assert set(result.summary.methods) == {"halves"}
+
+
+def test_a_strategy_in_the_form_of_a_spec_is_refused_with_that_of_python() -> None:
+    nested = {"labels": {"curriculum": {"kind": "from_labels"}}}
+    with pytest.raises(SpecError, match=r"write \{'labels': \{'kind': 'from_labels'\}\}"):
+        compared(strategies=nested)
