@@ -50,8 +50,8 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
         return _without_leader(summary)
     if summary.methods and all(map(_ends_at_chance, summary.methods.values())):
         return (
-            "all students end at chance, so no strategy is ranked; train longer, or check the "
-            "teacher and the learning rate."
+            "all students end at chance or below, so no strategy is ranked; train longer, or "
+            "check the teacher and the learning rate."
         )
     lead = summary.lead
     ranking = sorted(
