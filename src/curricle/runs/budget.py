@@ -122,8 +122,8 @@ def fitted(
         bound: Binds a curriculum, which measures its stages.
 
     Raises:
-        SpecError: If the budget does not pay for the shortest curriculum, or the curriculum has the
-            same cost at every length.
+        SpecError: If the budget does not pay for the shortest curriculum.
+        _LengthError: If the curriculum has the same cost at every length.
     """
     if limit.is_length:
         return build(limit.duration())
@@ -175,7 +175,8 @@ def bind_within(
     return dataclasses.replace(run, notes=(*run.notes, *_goal_notes(run))) if has_goal else run
 
 
-class _LengthError(SpecError):
+@final
+class _LengthError(Exception):
     """A curriculum whose length does not follow from `total`."""
 
 
@@ -228,8 +229,8 @@ def _longest(
     """Return the largest number of steps within the budget, by bisection.
 
     Raises:
-        SpecError: If the budget does not pay for the shortest curriculum, or the curriculum has the
-            same cost at every length.
+        SpecError: If the budget does not pay for the shortest curriculum.
+        _LengthError: If the curriculum has the same cost at every length.
     """
     dearest = max(costs.values())
 
