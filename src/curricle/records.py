@@ -124,8 +124,8 @@ AT_CHANCE = (
 """Note about a student whose accuracy is below `RunRecord.chance`."""
 TEACHER_AT_CHANCE = (
     "the teacher is at chance or below on the held-out data: its accuracy is not measurably "
-    "above that of the most frequent label; check that its weights are trained and that its classes "
-    "are numbered as the labels"
+    "above that of the most frequent label; check that its weights are trained and that its "
+    "classes are numbered as the labels"
 )
 """Note about a teacher whose accuracy on held-out batches is below that of chance."""
 SUBJECTS = ("data", "goal", "length", "student", "teacher")
