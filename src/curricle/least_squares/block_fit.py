@@ -1,12 +1,12 @@
 """Fit of one block of a student to the blocks of its teacher that it stands for.
 
 Within a block the order is that of its pass, so that each map reads what the student computes by
-then, errors included: normalizations before a part, the maps that read, the map that writes, the
-normalization after it.
+then, errors included: normalizations before a sublayer, the maps that read, the map that writes,
+the normalization after it.
 
 - The gain and shift of a normalization are those of least error to the mapped output of the
   teacher's.
-- The maps that read are fitted to the targets of `part_targets`.
+- The maps that read are fitted to the targets of `sublayer_targets`.
 - The map that writes is fitted to the mapped next state of the teacher less the state of the
   student. Where a block stands for several, the state after attention is the one before them plus
   all that their attention writes.
@@ -22,11 +22,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curricle.least_squares.block_parts import Part, Reading, read
 from curricle.least_squares.calibrated import CalibratedModel, Understood
 from curricle.least_squares.maps import Norm
-from curricle.least_squares.part_targets import Encoding, Survey, encoding
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
+from curricle.least_squares.sublayer_targets import Encoding, Survey, encoding
+from curricle.least_squares.sublayers import Reading, Sublayer, read
 
 
 @final
@@ -41,9 +41,9 @@ class TeacherBlock:
     """Tensors of its maps and normalizations."""
 
     @property
-    def parts(self) -> Sequence[Part]:
-        """Return its parts."""
-        return self.understood.parts
+    def sublayers(self) -> Sequence[Sublayer]:
+        """Return its sublayers."""
+        return self.understood.sublayers
 
 
 def teacher_block(model: CalibratedModel, number: int) -> TeacherBlock:
@@ -51,8 +51,8 @@ def teacher_block(model: CalibratedModel, number: int) -> TeacherBlock:
     understood, states = model.understood(number), model.states
     paths = [
         module.path
-        for part in understood.parts
-        for module in (*part.inputs, part.output, part.norm, part.end_norm)
+        for sublayer in understood.sublayers
+        for module in (*sublayer.inputs, sublayer.output, sublayer.norm, sublayer.end_norm)
         if module is not None
     ]
     calls = (calls[number] for calls in model.calls)
@@ -71,8 +71,10 @@ def obstacle(student: Understood, teachers: Sequence[Understood]) -> str:
     for teacher in teachers:
         if teacher.reason:
             return f"of the teacher's, {teacher.reason}"
-        if [part.form for part in teacher.parts] != [part.form for part in student.parts]:
-            return "the teacher's has other parts"
+        if [sublayer.form for sublayer in teacher.sublayers] != [
+            sublayer.form for sublayer in student.sublayers
+        ]:
+            return "the teacher's has other sublayers"
     return ""
 
 
@@ -97,12 +99,12 @@ class BlockFit:
             number: Number of the block.
             teacher: The teacher.
             stream: Map from the teacher's states to the student's.
-            understood: Parts of the student's block.
+            understood: Sublayers of the student's block.
             teachers: The teacher's blocks, in order.
         """
         self._student, self._number, self._teacher = student, number, teacher
         self._stream, self._teachers = stream, teachers
-        self._parts, self._roles = understood.parts, understood.roles
+        self._sublayers, self._roles = understood.sublayers, understood.roles
         self._surveys = [self._survey(block) for block in teachers]
 
     def fit(self) -> list[str]:
@@ -111,65 +113,72 @@ class BlockFit:
         Returns:
             What was left as drawn, with the reason.
         """
-        left = list[str]()
-        stages = [part.stage for part in self._parts]
+        unfitted = list[str]()
+        stages = [sublayer.stage for sublayer in self._sublayers]
         for stage in dict.fromkeys(stages):
             members = [index for index, number in enumerate(stages) if number == stage]
-            left += self._fit_stage(members)
-        return left
+            unfitted += self._fit_stage(members)
+        return unfitted
 
     def _fit_stage(self, members: Sequence[int]) -> list[str]:
-        """Fit the parts that read one state.
+        """Fit the sublayers that read one state.
 
         Returns:
             What was left as drawn, with the reason.
         """
-        first = self._parts[members[0]].stage == 0
-        fitted, left = dict[int, Encoding](), list[str]()
+        first = self._sublayers[members[0]].stage == 0
+        fitted, unfitted = dict[int, Encoding](), list[str]()
         for member in members:
-            part = self._parts[member]
+            sublayer = self._sublayers[member]
             # The state is that before the first of the teacher's blocks, or within the last.
             source = 0 if first else len(self._teachers) - 1
-            if part.norm is not None:
-                self._fit_norm(part.norm, member, source)
+            if sublayer.norm is not None:
+                self._fit_norm(sublayer.norm, member, source)
             reason = self._mismatch(member)
             if reason:
-                left.append(f"{part.inputs[0].path}: {reason}")
+                unfitted.append(f"{sublayer.inputs[0].path}: {reason}")
                 continue
             self._copy_inner_norms(member)
             surveys = [survey[member] for survey in self._surveys]
-            fitted[member] = encoding(self._roles[member], part, surveys, self._stream)
+            fitted[member] = encoding(self._roles[member], sublayer, surveys, self._stream)
             self._fit_readers(member, fitted[member])
         self._fit_writers(members, fitted)
         last = len(self._teachers) - 1
         for member in members:
-            end_norm = self._parts[member].end_norm
+            end_norm = self._sublayers[member].end_norm
             if end_norm is not None:
                 self._fit_norm(end_norm, member, last, is_end=True)
-        return left
+        return unfitted
 
     def _mismatch(self, member: int) -> str:
-        """Return the reason why the maps of a part that read have no targets."""
-        part, role = self._parts[member], self._roles[member]
+        """Return the reason why the maps of a sublayer that read have no targets."""
+        sublayer, role = self._sublayers[member], self._roles[member]
         for teacher in self._teachers:
-            other, other_role = teacher.parts[member], teacher.understood.roles[member]
-            if role.reason or other_role.reason:
-                return role.reason or other_role.reason
-            if bool(role.heads) != bool(other_role.heads):
+            teacher_sublayer, teacher_role = (
+                teacher.sublayers[member],
+                teacher.understood.roles[member],
+            )
+            if role.reason or teacher_role.reason:
+                return role.reason or teacher_role.reason
+            if bool(role.heads) != bool(teacher_role.heads):
                 return "the teacher's is of another kind"
-            if role.neurons is not None and other_role.neurons is not None:
-                gates = role.neurons.multiplied, other_role.neurons.multiplied
+            if role.neurons is not None and teacher_role.neurons is not None:
+                gates = role.neurons.multiplied, teacher_role.neurons.multiplied
                 if (gates[0] is None) != (gates[1] is None):
                     return "one of both has gates"
-            widths = [[norm.width for norm in entry.inner_norms] for entry in (part, other)]
+            widths = [
+                [norm.width for norm in entry.inner_norms] for entry in (sublayer, teacher_sublayer)
+            ]
             if widths[0] != widths[1]:
                 return "normalizations inside it have other widths than the teacher's"
         return ""
 
     def _copy_inner_norms(self, member: int) -> None:
-        others = self._teachers[-1].parts[member].inner_norms
-        for norm, other in zip(self._parts[member].inner_norms, others, strict=True):
-            norm.copy(other)
+        teacher_norms = self._teachers[-1].sublayers[member].inner_norms
+        for norm, teacher_norm in zip(
+            self._sublayers[member].inner_norms, teacher_norms, strict=True
+        ):
+            norm.copy(teacher_norm)
 
     def _student_reading(self, batch: int, paths: Sequence[str], stop_at: str = "") -> Reading:
         model = self._student
@@ -180,36 +189,38 @@ class BlockFit:
         return range(len(self._student.states))
 
     def _survey(self, block: TeacherBlock) -> list[Survey]:
-        """Return the second moments of each part of a teacher's block."""
+        """Return the second moments of each sublayer of a teacher's block."""
         surveys = list[Survey]()
         for batch in self._batches():
             reading = block.readings[batch]
-            for number, part in enumerate(block.parts):
-                columns = self._columns(part, reading, batch)
+            for number, sublayer in enumerate(block.sublayers):
+                columns = self._columns(sublayer, reading, batch)
                 columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
-                inputs = self._teacher.rows(batch, reading.inputs[part.output.path])
+                inputs = self._teacher.rows(batch, reading.inputs[sublayer.output.path])
                 moments = columns.mT @ columns, inputs.mT @ inputs
                 if batch:
                     surveys[number].columns.add_(moments[0])
                     surveys[number].inputs.add_(moments[1])
                 else:
-                    surveys.append(Survey(part, block.understood.roles[number], *moments))
+                    surveys.append(Survey(sublayer, block.understood.roles[number], *moments))
         return surveys
 
-    def _columns(self, part: Part, reading: Reading, batch: int) -> Tensor:
-        rows = [self._teacher.rows(batch, reading.outputs[linear.path]) for linear in part.inputs]
+    def _columns(self, sublayer: Sublayer, reading: Reading, batch: int) -> Tensor:
+        rows = [
+            self._teacher.rows(batch, reading.outputs[linear.path]) for linear in sublayer.inputs
+        ]
         return torch.cat(rows, dim=1)
 
     def _fit_norm(self, norm: Norm, member: int, index: int, *, is_end: bool = False) -> None:
-        """Fit a normalization before a part, or that of the sum behind it."""
-        part, sums = self._teachers[index].parts[member], ChannelMoments()
-        other = part.end_norm if is_end else part.norm
-        # A teacher's part may read its state as it is, as the first of ModernBERT does.
-        path = part.state_path if other is None else other.path
+        """Fit a normalization before a sublayer, or that of the sum behind it."""
+        sublayer, sums = self._teachers[index].sublayers[member], ChannelMoments()
+        teacher_norm = sublayer.end_norm if is_end else sublayer.norm
+        # A teacher's sublayer may read its state as it is, as the first of ModernBERT does.
+        path = sublayer.state_path if teacher_norm is None else teacher_norm.path
         for batch in self._batches():
             received = self._student_reading(batch, [norm.path], norm.path).inputs[norm.path]
             reading = self._teachers[index].readings[batch]
-            target = reading.inputs[path] if other is None else reading.outputs[path]
+            target = reading.inputs[path] if teacher_norm is None else reading.outputs[path]
             sums.add(
                 self._student.rows(batch, norm.plain(received)),
                 self._teacher.rows(batch, target) @ self._stream.mT,
@@ -217,23 +228,23 @@ class BlockFit:
         norm.set_gain(*sums.gain_and_shift(has_shift=norm.has_shift))
 
     def _fit_readers(self, member: int, code: Encoding) -> None:
-        part = self._parts[member]
-        sums = [Moments(has_bias=linear.has_bias) for linear in part.inputs]
-        others = [teacher.parts[member] for teacher in self._teachers]
-        path = part.inputs[0].path
+        sublayer = self._sublayers[member]
+        sums = [Moments(has_bias=linear.has_bias) for linear in sublayer.inputs]
+        teacher_sublayers = [teacher.sublayers[member] for teacher in self._teachers]
+        path = sublayer.inputs[0].path
         for batch in self._batches():
             reading = self._student_reading(batch, [path], path)
             received = self._student.rows(batch, reading.inputs[path])
-            targets = torch.zeros(len(received), sum(part.widths), dtype=torch.float64)
+            targets = torch.zeros(len(received), sum(sublayer.widths), dtype=torch.float64)
             for teacher, matrix in zip(self._teachers, code.columns, strict=True):
-                columns = self._columns(teacher.parts[member], teacher.readings[batch], batch)
+                columns = self._columns(teacher.sublayers[member], teacher.readings[batch], batch)
                 targets += columns @ matrix.mT
-            for moments, columns in zip(sums, targets.split(part.widths, dim=1), strict=True):
+            for moments, columns in zip(sums, targets.split(sublayer.widths, dim=1), strict=True):
                 moments.add(received, columns)
-        starts = accumulate(part.widths, initial=0)
-        for linear, moments, start in zip(part.inputs, sums, starts, strict=False):
+        starts = accumulate(sublayer.widths, initial=0)
+        for linear, moments, start in zip(sublayer.inputs, sums, starts, strict=False):
             place = slice(start, start + linear.sizes[0])
-            solution = moments.solve(self._reader_prior(others, code, place))
+            solution = moments.solve(self._reader_prior(teacher_sublayers, code, place))
             drawn, is_set = linear.affine, code.is_set[place]
             linear.set(
                 Affine(
@@ -242,21 +253,26 @@ class BlockFit:
                 )
             )
 
-    def _reader_prior(self, others: Sequence[Part], code: Encoding, columns: slice) -> Affine:
+    def _reader_prior(
+        self, teacher_sublayers: Sequence[Sublayer], code: Encoding, columns: slice
+    ) -> Affine:
         """Return the teacher's maps as the student would have them."""
         weight = torch.zeros(columns.stop - columns.start, len(self._stream), dtype=torch.float64)
         bias = torch.zeros(len(weight), dtype=torch.float64)
-        for other, matrix in zip(others, code.columns, strict=True):
-            maps = [linear.affine for linear in other.inputs]
+        for teacher_sublayer, matrix in zip(teacher_sublayers, code.columns, strict=True):
+            maps = [linear.affine for linear in teacher_sublayer.inputs]
             weights = torch.cat([entry.weight for entry in maps])
             weight += matrix[columns] @ weights @ self._stream.mT
             bias += matrix[columns] @ torch.cat([entry.bias for entry in maps])
         return Affine(weight, bias)
 
     def _fit_writers(self, members: Sequence[int], fitted: dict[int, Encoding]) -> None:
-        parts = [self._parts[member] for member in members]
-        paths, state_path = [part.output.path for part in parts], parts[0].state_path
-        sums = Moments(has_bias=parts[0].output.has_bias)
+        sublayers = [self._sublayers[member] for member in members]
+        paths, state_path = (
+            [sublayer.output.path for sublayer in sublayers],
+            sublayers[0].state_path,
+        )
+        sums = Moments(has_bias=sublayers[0].output.has_bias)
         # All maps of a stage write one sum; the last of them ends the pass.
         for batch in self._batches():
             reading = self._student_reading(batch, [*paths, state_path], paths[-1])
@@ -265,40 +281,44 @@ class BlockFit:
             target = self._next_state(batch, members) @ self._stream.mT - state
             sums.add(torch.cat(received, dim=1), target)
         solution = sums.solve(self._writer_prior(members, fitted))
-        sizes = [part.output.sizes[1] for part in parts]
+        sizes = [sublayer.output.sizes[1] for sublayer in sublayers]
         # A single bias stands for all.
-        biases = [solution.bias, *(torch.zeros_like(solution.bias) for _ in parts[1:])]
-        for part, weight, bias in zip(
-            parts, solution.weight.split(sizes, dim=1), biases, strict=True
+        biases = [solution.bias, *(torch.zeros_like(solution.bias) for _ in sublayers[1:])]
+        for sublayer, weight, bias in zip(
+            sublayers, solution.weight.split(sizes, dim=1), biases, strict=True
         ):
-            part.output.set(Affine(weight, bias))
+            sublayer.output.set(Affine(weight, bias))
 
     def _writer_prior(self, members: Sequence[int], fitted: dict[int, Encoding]) -> Affine:
         """Return the teacher's maps that write, as the student would have them."""
         weights, bias = list[Tensor](), torch.zeros(len(self._stream), dtype=torch.float64)
         for member in members:
-            weight = torch.zeros(*self._parts[member].output.sizes, dtype=torch.float64)
+            weight = torch.zeros(*self._sublayers[member].output.sizes, dtype=torch.float64)
             if member in fitted:
                 for teacher, decode in zip(self._teachers, fitted[member].inputs, strict=True):
-                    other = teacher.parts[member].output.affine
-                    weight += self._stream @ other.weight @ decode
-                    bias += self._stream @ other.bias
+                    affine = teacher.sublayers[member].output.affine
+                    weight += self._stream @ affine.weight @ decode
+                    bias += self._stream @ affine.bias
             weights.append(weight)
         return Affine(torch.cat(weights, dim=1), bias)
 
     def _next_state(self, batch: int, members: Sequence[int]) -> Tensor:
         """Return the teacher's state after a stage, before a normalization of the sum."""
-        last, stage = len(self._teachers) - 1, self._parts[members[0]].stage
-        end_norm = self._teachers[last].parts[members[-1]].end_norm
+        last, stage = len(self._teachers) - 1, self._sublayers[members[0]].stage
+        end_norm = self._teachers[last].sublayers[members[-1]].end_norm
         if end_norm is not None:
             reading = self._teachers[last].readings[batch]
             return self._teacher.rows(batch, reading.inputs[end_norm.path])
-        if stage == self._parts[-1].stage:
+        if stage == self._sublayers[-1].stage:
             return self._teacher.rows(batch, self._teachers[last].readings[batch].outputs[""])
         total = self._teacher.rows(batch, self._teachers[0].states[batch])
         for teacher in self._teachers:
             before, after = (
-                next(part.state_path for part in teacher.parts if part.stage == number)
+                next(
+                    sublayer.state_path
+                    for sublayer in teacher.sublayers
+                    if sublayer.stage == number
+                )
                 for number in (stage, stage + 1)
             )
             reading = teacher.readings[batch]

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from curricle.least_squares.block_parts import Anatomy, BlockCall, Part, anatomy
+from curricle.colocation import beside
 from curricle.least_squares.roles import Roles, roles
+from curricle.least_squares.sublayers import Anatomy, BlockCall, Sublayer, anatomy
 from curricle.models.tapped import SEQUENCE_FIRST, Inputs, TappedModel
 
 PROBED_POSITIONS = 5
@@ -28,9 +29,9 @@ STATE_AXES = 3
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Understood:
-    """Parts of a block and their roles; none, with a reason, if they are not understood."""
+    """Sublayers of a block and their roles; none, with a reason, if they are not understood."""
 
-    parts: tuple[Part, ...] = ()
+    sublayers: tuple[Sublayer, ...] = ()
     roles: tuple[Roles, ...] = ()
     reason: str = ""
 
@@ -95,8 +96,8 @@ class CalibratedModel:
                 return
             for name, value in keywords.items():
                 if isinstance(value, Tensor):
-                    others = {key: keywords[key] for key in keywords if key != name}
-                    calls.append((BlockCall(args, others, name), value))
+                    arguments = {key: keywords[key] for key in keywords if key != name}
+                    calls.append((BlockCall(args, arguments, name), value))
                     return
 
         with ExitStack() as stack, torch.no_grad():
@@ -117,23 +118,23 @@ class CalibratedModel:
         leading, counted = self.states[batch].shape[:2], self._counted[batch]
         rows = tensor.reshape(-1, tensor.shape[-1])
         if counted is not None and len(rows) == leading.numel():
-            rows = rows[counted.flatten().to(rows.device)]
+            rows = rows[beside(counted.flatten(), rows)]
         return rows.to("cpu", torch.float64)
 
     def understood(self, number: int) -> Understood:
-        """Return parts and roles of a block."""
+        """Return sublayers and roles of a block."""
         block, call, state = self.blocks[number], self.calls[0][number], self.states[0]
         found = anatomy(block, call, state)
         if found.reason:
             return Understood(reason=found.reason)
-        return Understood(found.parts, self._roles_of(number, found))
+        return Understood(found.sublayers, self._roles_of(number, found))
 
     def _roles_of(self, number: int, found: Anatomy) -> tuple[Roles, ...]:
         # Blocks of a stack are alike: those with the same maps of the same sizes have these roles.
         key = tuple(
             (linear.path, linear.sizes)
-            for part in found.parts
-            for linear in (*part.inputs, part.output)
+            for sublayer in found.sublayers
+            for linear in (*sublayer.inputs, sublayer.output)
         )
         if key not in self._roles:
             block, (calls, state) = self.blocks[number], self._pass(_example(self.batches[0]))
@@ -142,7 +143,7 @@ class CalibratedModel:
                 # Effects of single columns drown in the rounding of 16 bits.
                 block, call = copy.deepcopy(block).float(), call.in_float32()
             self._roles[key] = tuple(
-                roles(block, call, state.float(), part) for part in found.parts
+                roles(block, call, state.float(), sublayer) for sublayer in found.sublayers
             )
         return self._roles[key]
 

@@ -50,18 +50,22 @@ def inspect(
     Returns:
         Widths of the states of student and teacher; block and reason of each that is left.
     """
-    with _calibrated(student, teacher, [batch]) as (own, other):
-        obstructed = own.obstacle or other.obstacle
-        begin, left = 0, list[str]()
-        for number, end in enumerate(block_ends(len(own.blocks), len(other.blocks))):
+    with _calibrated(student, teacher, [batch]) as (student_model, teacher_model):
+        obstructed = student_model.obstacle or teacher_model.obstacle
+        begin, unfitted = 0, list[str]()
+        for number, end in enumerate(
+            block_ends(len(student_model.blocks), len(teacher_model.blocks))
+        ):
             reason = obstructed
             if not obstructed:
-                reason = obstacle(own.understood(number), _understood(other, range(begin, end)))
-                own.advance(number)
+                reason = obstacle(
+                    student_model.understood(number), _understood(teacher_model, range(begin, end))
+                )
+                student_model.advance(number)
             if reason:
-                left.append(f"{own.paths[number]!r}: {reason}")
+                unfitted.append(f"{student_model.paths[number]!r}: {reason}")
             begin = end
-        return (own.width, other.width), tuple(left)
+        return (student_model.width, teacher_model.width), tuple(unfitted)
 
 
 def fit(
@@ -77,21 +81,21 @@ def fit(
     Returns:
         What was left as drawn, with the reasons.
     """
-    with _calibrated(student, teacher, batches) as (own, other):
-        reason = own.obstacle or other.obstacle
+    with _calibrated(student, teacher, batches) as (student_model, teacher_model):
+        reason = student_model.obstacle or teacher_model.obstacle
         if reason:
             return (f"all blocks: {reason}",)
-        ends = block_ends(len(own.blocks), len(other.blocks))
-        moments = _moments(other, (0, *ends))
-        stream = stream_map(moments, own.width, keeps_mean=_subtracts_mean(other))
-        pair = Pair(own, other, stream)
-        left = fit_front(pair)
-        own.restart()
+        ends = block_ends(len(student_model.blocks), len(teacher_model.blocks))
+        moments = _moments(teacher_model, (0, *ends))
+        stream = stream_map(moments, student_model.width, keeps_mean=_subtracts_mean(teacher_model))
+        pair = Pair(student_model, teacher_model, stream)
+        unfitted = fit_front(pair)
+        student_model.restart()
         begin = 0
         for number, end in enumerate(ends):
-            left += _fit_block(pair, number, range(begin, end))
+            unfitted += _fit_block(pair, number, range(begin, end))
             begin = end
-        return (*left, *fit_tail(pair))
+        return (*unfitted, *fit_tail(pair))
 
 
 def block_ends(student_depth: int, teacher_depth: int) -> tuple[int, ...]:
@@ -132,28 +136,28 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
     Returns:
         What was left as drawn, with the reason.
     """
-    own, name = pair.student, pair.student.paths[number]
-    understood = own.understood(number)
+    student_model, name = pair.student, pair.student.paths[number]
+    understood = student_model.understood(number)
     teachers = [teacher_block(pair.teacher, block) for block in blocks]
     reason = obstacle(understood, [teacher.understood for teacher in teachers])
     if reason:
-        left = [f"{name!r}: {reason}"]
+        unfitted = [f"{name!r}: {reason}"]
     else:
         fit_of_block = BlockFit(
-            own,
+            student_model,
             number,
             pair.teacher,
             stream=pair.stream,
             understood=understood,
             teachers=teachers,
         )
-        left = [f"{name}.{entry}" for entry in fit_of_block.fit()]
-    own.advance(number)
-    return left
+        unfitted = [f"{name}.{entry}" for entry in fit_of_block.fit()]
+    student_model.advance(number)
+    return unfitted
 
 
 def _understood(model: CalibratedModel, blocks: range) -> list[Understood]:
-    """Return the parts of some blocks, and advance the model behind them."""
+    """Return the sublayers of some blocks, and advance the model behind them."""
     found = []
     for block in blocks:
         found.append(model.understood(block))
@@ -169,7 +173,7 @@ def _moments(model: CalibratedModel, depths: Sequence[int]) -> list[Tensor]:
             model.advance(depth - 1)
         if depth in depths:
             rows = [model.rows(batch, state) for batch, state in enumerate(model.states)]
-            moments.append(torch.stack([part.mT @ part for part in rows]).sum(0))
+            moments.append(torch.stack([sublayer.mT @ sublayer for sublayer in rows]).sum(0))
     model.states = states
     return moments
 

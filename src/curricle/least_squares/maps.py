@@ -57,11 +57,15 @@ class LinearMap:
             self.module.bias.copy_(affine.bias)
 
     @torch.no_grad()
-    def set_bias(self, other: "LinearMap") -> None:
+    def set_bias(self, source: "LinearMap") -> None:
         """Take the bias of a map with as many outputs, if both have one."""
-        own, theirs = self.module.bias, other.module.bias
-        if isinstance(own, Tensor) and isinstance(theirs, Tensor) and own.shape == theirs.shape:
-            own.copy_(theirs)
+        target, values = self.module.bias, source.module.bias
+        if (
+            isinstance(target, Tensor)
+            and isinstance(values, Tensor)
+            and target.shape == values.shape
+        ):
+            target.copy_(values)
 
 
 def linear_map(path: str, module: nn.Module) -> LinearMap | None:
@@ -126,12 +130,12 @@ class Norm:
             bias.copy_(shift)
 
     @torch.no_grad()
-    def copy(self, other: "Norm") -> None:
+    def copy(self, source: "Norm") -> None:
         """Take gain and shift of a normalization of the same width."""
         for name in ("weight", "bias"):
-            own, theirs = getattr(self.module, name, None), getattr(other.module, name, None)
-            if isinstance(own, Tensor) and isinstance(theirs, Tensor):
-                own.copy_(theirs)
+            target, values = getattr(self.module, name, None), getattr(source.module, name, None)
+            if isinstance(target, Tensor) and isinstance(values, Tensor):
+                target.copy_(values)
 
     @property
     def gain_offset(self) -> float:

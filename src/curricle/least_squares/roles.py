@@ -1,4 +1,4 @@
-"""Roles of the columns of a part's maps, found by intervention.
+"""Roles of the columns of a sublayer's maps, found by intervention.
 
 The outputs of the maps that read a state are replaced by random numbers, a column at one position
 is changed, and the change of the input of the map that writes is looked at:
@@ -6,8 +6,8 @@ is changed, and the change of the input of the map that writes is looked at:
 - a change at other positions, linear in the column: a value of attention;
 - a change at other positions, not linear: a key;
 - at this position only, in several columns: a query; the columns are those of its head;
-- at this position only, in a single column: a neuron of a feed-forward part; linear in the column
-  if it is multiplied by the activation of another one (a gated unit).
+- at this position only, in a single column: a neuron of a feed-forward sublayer; linear in the
+  column if it is multiplied by the activation of another one (a gated unit).
 
 So fused maps, shared keys and values, and any order of heads need no names or configurations.
 
@@ -23,7 +23,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.block_parts import BlockCall, Part, read
+from curricle.least_squares.sublayers import BlockCall, Sublayer, read
 
 PLACE, PAIR = 2, 2
 """Position of the changed column, which has keys before it in a decoder, too; columns of a pair."""
@@ -60,7 +60,7 @@ class Head:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Neurons:
-    """Neurons of a feed-forward part."""
+    """Neurons of a feed-forward sublayer."""
 
     activated: Tensor
     """Column with the activation, of each neuron."""
@@ -71,31 +71,31 @@ class Neurons:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Roles:
-    """Roles in a part: heads or neurons; neither, with a reason, if it is not understood."""
+    """Roles in a sublayer: heads or neurons; neither, with a reason, if it is not understood."""
 
     heads: tuple[Head, ...] = ()
     neurons: Neurons | None = None
     reason: str = ""
 
 
-def roles(block: nn.Module, call: BlockCall, state: Tensor, part: Part) -> Roles:
-    """Return the roles of all columns of a part.
+def roles(block: nn.Module, call: BlockCall, state: Tensor, sublayer: Sublayer) -> Roles:
+    """Return the roles of all columns of a sublayer.
 
     Args:
         block: The block.
         call: Its other arguments, for one example.
         state: Its input: one example of at least 3 positions.
-        part: One of its parts.
+        sublayer: One of its sublayers.
     """
-    probe = _Probe(block, call, state, part)
+    probe = _Probe(block, call, state, sublayer)
     effects = probe.effects()
     if not any(effect.mixes for effect in effects.values()):
-        return _neurons(effects, part)
+        return _neurons(effects, sublayer)
     heads = _heads(effects)
     if isinstance(heads, str):
         return Roles(reason=heads)
     covered = sorted(column for head in heads for column in head.outputs.tolist())
-    if covered != list(range(part.output.sizes[1])):
+    if covered != list(range(sublayer.output.sizes[1])):
         return Roles(reason="its heads do not make up the input of the map that writes")
     return Roles(heads=probe.completed(heads))
 
@@ -128,7 +128,7 @@ def _heads(effects: Mapping[int, "_Effect"]) -> list[Head] | str:
     return heads
 
 
-def _neurons(effects: Mapping[int, "_Effect"], part: Part) -> Roles:
+def _neurons(effects: Mapping[int, "_Effect"], sublayer: Sublayer) -> Roles:
     activated: dict[int, int] = {}
     multiplied: dict[int, int] = {}
     for column, effect in effects.items():
@@ -139,7 +139,7 @@ def _neurons(effects: Mapping[int, "_Effect"], part: Part) -> Roles:
         if neuron in target:
             return Roles(reason="several of its columns activate one neuron")
         target[neuron] = column
-    size = range(part.output.sizes[1])
+    size = range(sublayer.output.sizes[1])
     if sorted(activated) != list(size) or (multiplied and sorted(multiplied) != list(size)):
         return Roles(reason="its columns do not make up the input of the map that writes")
     return Roles(
@@ -160,12 +160,14 @@ class _Effect:
 
 @final
 class _Probe:
-    """Passes of a block with the outputs of a part's maps replaced."""
+    """Passes of a block with the outputs of a sublayer's maps replaced."""
 
-    def __init__(self, block: nn.Module, call: BlockCall, state: Tensor, part: Part) -> None:
-        self._block, self._call, self._part, self._state = block, call, part, state
+    def __init__(
+        self, block: nn.Module, call: BlockCall, state: Tensor, sublayer: Sublayer
+    ) -> None:
+        self._block, self._call, self._sublayer, self._state = block, call, sublayer, state
         generator = torch.Generator().manual_seed(0)
-        self._width = sum(part.widths)
+        self._width = sum(sublayer.widths)
         shape = (1, state.shape[1], self._width)
         # Small: attention far from saturation, activations in their curved range.
         uniform = torch.rand(shape, generator=generator)
@@ -173,16 +175,16 @@ class _Probe:
 
     def outcome(self, columns: Tensor) -> Tensor:
         """Return the input of the map that writes, for given outputs of the maps that read."""
-        part = self._part
+        sublayer = self._sublayer
         replaced = dict(
             zip(
-                (linear.path for linear in part.inputs),
-                columns.split(part.widths, dim=-1),
+                (linear.path for linear in sublayer.inputs),
+                columns.split(sublayer.widths, dim=-1),
                 strict=True,
             )
         )
         state = self._state.expand(len(columns), -1, -1)
-        path = part.output.path
+        path = sublayer.output.path
         reading = read(self._block, self._call, state, [], stop_at=path, replacements=replaced)
         received = reading.inputs[path]
         return received.reshape(*columns.shape[:2], -1).cpu()
@@ -227,7 +229,7 @@ class _Probe:
         that the attention to them shows its key by its rank. Normalized queries and keys have no
         such ranks; their order is that of the columns, and their scale is not needed.
         """
-        if self._part.inner_norms:
+        if self._sublayer.inner_norms:
             return head
         size = len(head.queries)
         base = base.clone()
@@ -254,7 +256,7 @@ class _Probe:
         changed[torch.arange(size), PLACE - 1, head.keys] = 1.0
         changes = (self.outcome(changed)[..., head.outputs] - plain)[:, PLACE].abs().amax(-1)
         reached = (changes > THRESHOLD * changes.max()).nonzero()[:, 0].tolist()
-        partners = [other for other in reached if other > column]
+        partners = [key for key in reached if key > column]
         return partners[0] if partners else None
 
 

@@ -69,7 +69,7 @@ class Moments:
             weight = torch.cat([weight, prior.bias.double()[:, None]], dim=1)
         gram, size = self._inputs, self._inputs.shape[0]
         ridge = RIDGE * gram.diagonal().mean()
-        penalized = gram + ridge * torch.eye(size, dtype=gram.dtype, device=gram.device)
+        penalized = gram + ridge * torch.eye(size, dtype=gram.dtype)
         # Of the residual of the prior, so that a prior that fits is returned as it is.
         correction = torch.linalg.solve(penalized, self._products - gram @ weight.mT).mT
         solution = weight + correction

@@ -23,10 +23,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.block_parts import Stop
 from curricle.least_squares.calibrated import CalibratedModel
 from curricle.least_squares.maps import LinearMap, Norm, linear_map, norm_of
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
+from curricle.least_squares.sublayers import Stop
 
 SHIFT = 3.0
 """Distance of the last kind of map from the bend of its activation, in standard deviations."""
@@ -104,27 +104,29 @@ def fit_front(pair: Pair) -> list[str]:
     Returns:
         What was left as drawn, with the reason.
     """
-    own, other = _surroundings(pair.student), _surroundings(pair.teacher)
-    norms, other_norms = ([step.norm for step in side.before if step.norm] for side in (own, other))
+    student_side, teacher_side = _surroundings(pair.student), _surroundings(pair.teacher)
+    norms, teacher_norms = (
+        [step.norm for step in side.before if step.norm] for side in (student_side, teacher_side)
+    )
     fitted = {f"{norm.path}.{name}" for norm in norms for name in ("weight", "bias")}
     sources = {name: weight.detach() for name, weight in pair.teacher.module.named_parameters()}
-    left = list[str]()
+    unfitted = list[str]()
     with torch.no_grad():
         for name, weight in pair.student.module.named_parameters():
-            if name not in own.early or name in fitted:
+            if name not in student_side.early or name in fitted:
                 continue
             source = _paired(name, weight, sources)
             mapped = None if source is None else _mapped(source, weight.shape, pair.stream)
             if mapped is None:
-                left.append(f"{name}: the teacher has no parameter that fits")
+                unfitted.append(f"{name}: the teacher has no parameter that fits")
             else:
                 weight.copy_(mapped)
-    if len(norms) != len(other_norms):
-        return [*left, "normalizations before the blocks: the teacher has others"]
-    pair = pair.reading(other.before)
-    for norm, twin in zip(norms, other_norms, strict=True):
+    if len(norms) != len(teacher_norms):
+        return [*unfitted, "normalizations before the blocks: the teacher has others"]
+    pair = pair.reading(teacher_side.before)
+    for norm, twin in zip(norms, teacher_norms, strict=True):
         _fit_norm(pair, norm, twin)
-    return left
+    return unfitted
 
 
 def fit_tail(pair: Pair) -> list[str]:
@@ -133,15 +135,19 @@ def fit_tail(pair: Pair) -> list[str]:
     Returns:
         What was left as drawn, with the reason.
     """
-    own, other = _surroundings(pair.student), _surroundings(pair.teacher)
-    kinds = [[step.norm is None for step in side.behind] for side in (own, other)]
+    student_side, teacher_side = _surroundings(pair.student), _surroundings(pair.teacher)
+    kinds = [[step.norm is None for step in side.behind] for side in (student_side, teacher_side)]
     if kinds[0] != kinds[1]:
-        return ["the head: the teacher's has other modules"]
-    pair, left = pair.reading(other.behind), list[str]()
+        return ["the head: the teacher's has teacher_side modules"]
+    pair, unfitted = pair.reading(teacher_side.behind), list[str]()
     early = {
-        id(weight) for name, weight in pair.student.module.named_parameters() if name in own.early
+        id(weight)
+        for name, weight in pair.student.module.named_parameters()
+        if name in student_side.early
     }
-    for number, (step, twin) in enumerate(zip(own.behind, other.behind, strict=True)):
+    for number, (step, twin) in enumerate(
+        zip(student_side.behind, teacher_side.behind, strict=True)
+    ):
         reason = ""
         if step.norm is not None and twin.norm is not None:
             if (step.norm.width, twin.norm.width) == tuple(pair.stream.shape):
@@ -149,14 +155,16 @@ def fit_tail(pair: Pair) -> list[str]:
             else:
                 reason = "its width is not that of the states"
         elif step.linear is not None and twin.linear is not None:
-            ahead = number + 1 < len(own.behind)
+            ahead = number + 1 < len(student_side.behind)
             following = (
-                (own.behind[number + 1], other.behind[number + 1]) if ahead else (None, None)
+                (student_side.behind[number + 1], teacher_side.behind[number + 1])
+                if ahead
+                else (None, None)
             )
             reason = _fit_map(pair, (step.linear, twin.linear), following, early)
         if reason:
-            left.append(f"{step.path}: {reason}")
-    return left
+            unfitted.append(f"{step.path}: {reason}")
+    return unfitted
 
 
 def _fit_map(
@@ -176,50 +184,50 @@ def _fit_map(
     Returns:
         The reason if it was left as drawn.
     """
-    linear, other = maps
-    own_next, other_next = following
+    linear, teacher_map = maps
+    student_next, teacher_next = following
     if id(linear.module.weight) in early:
         # Its weight is the table of tokens, which is set already.
-        linear.set_bias(other)
+        linear.set_bias(teacher_map)
         return ""
-    if linear.sizes[0] == other.sizes[0]:
-        return _fit_outputs(pair, linear, other)
-    if linear.sizes[0] > other.sizes[0] or own_next is None or other_next is None:
+    if linear.sizes[0] == teacher_map.sizes[0]:
+        return _fit_outputs(pair, linear, teacher_map)
+    if linear.sizes[0] > teacher_map.sizes[0] or student_next is None or teacher_next is None:
         return "its outputs are not those of the teacher's"
-    if own_next.linear is not None and other_next.linear is not None:
-        return _fit_neurons(pair, linear, other, other_next.linear)
-    if own_next.norm is None or other_next.norm is None:
+    if student_next.linear is not None and teacher_next.linear is not None:
+        return _fit_neurons(pair, linear, teacher_map, teacher_next.linear)
+    if student_next.norm is None or teacher_next.norm is None:
         return "what follows it is not understood"
-    return _fit_straightened(pair, linear, own_next.norm, other_next.norm)
+    return _fit_straightened(pair, linear, student_next.norm, teacher_next.norm)
 
 
-def _fit_outputs(pair: Pair, linear: LinearMap, other: LinearMap) -> str:
+def _fit_outputs(pair: Pair, linear: LinearMap, teacher_map: LinearMap) -> str:
     # With the bias of the inner map: the map's own bias takes what it adds.
     moments = Moments(has_bias=linear.has_bias)
     for batch in pair.batches:
-        moments.add(pair.received(batch, linear), pair.read_by(batch, other.path))
-    sizes = other.sizes[1], linear.sizes[1]
+        moments.add(pair.received(batch, linear), pair.read_by(batch, teacher_map.path))
+    sizes = teacher_map.sizes[1], linear.sizes[1]
     start = torch.zeros(*sizes, dtype=torch.float64)
     if sizes == (pair.stream.shape[1], pair.stream.shape[0]):
         start = pair.stream.mT.clone()
     inner = moments.solve(Affine(start, torch.zeros(sizes[0], dtype=torch.float64)))
-    affine = other.affine
+    affine = teacher_map.affine
     linear.set(Affine(affine.weight @ inner.weight, affine.bias + affine.weight @ inner.bias))
     return ""
 
 
-def _fit_neurons(pair: Pair, linear: LinearMap, other: LinearMap, reader: LinearMap) -> str:
+def _fit_neurons(pair: Pair, linear: LinearMap, teacher_map: LinearMap, reader: LinearMap) -> str:
     size = linear.sizes[0]
-    if reader.sizes[1] != other.sizes[0]:
+    if reader.sizes[1] != teacher_map.sizes[0]:
         return "what follows it is not understood"
-    energy = torch.zeros(other.sizes[0], dtype=torch.float64)
+    energy = torch.zeros(teacher_map.sizes[0], dtype=torch.float64)
     for batch in pair.batches:
         energy += pair.read_by(batch, reader.path).square().sum(0)
     energy *= reader.affine.weight.square().sum(0)
     chosen = energy.topk(size).indices.sort().values
     moments = Moments(has_bias=linear.has_bias)
     for batch in pair.batches:
-        target = pair.computed(batch, other.path)
+        target = pair.computed(batch, teacher_map.path)
         moments.add(pair.received(batch, linear), target[:, chosen])
     drawn = linear.affine
     zero = Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias))
@@ -227,7 +235,7 @@ def _fit_neurons(pair: Pair, linear: LinearMap, other: LinearMap, reader: Linear
     return ""
 
 
-def _fit_straightened(pair: Pair, linear: LinearMap, own_norm: Norm, norm: Norm) -> str:
+def _fit_straightened(pair: Pair, linear: LinearMap, student_norm: Norm, norm: Norm) -> str:
     """Fit a map to the input of a normalization, where the activation between is nearly linear.
 
     Returns:
@@ -241,7 +249,7 @@ def _fit_straightened(pair: Pair, linear: LinearMap, own_norm: Norm, norm: Norm)
         moments.add(pair.received(batch, linear), targets[-1])
     drawn, values = linear.affine, torch.cat(targets)
     solution = moments.solve(Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias)))
-    if own_norm.subtracts_mean and linear.has_bias:
+    if student_norm.subtracts_mean and linear.has_bias:
         # Positive almost everywhere, and beyond the bend of the activation.
         shift = SHIFT - values.min(0).values.median() + SHIFT * values.std()
         linear.set(Affine(solution.weight, solution.bias + shift))
@@ -251,11 +259,11 @@ def _fit_straightened(pair: Pair, linear: LinearMap, own_norm: Norm, norm: Norm)
     return ""
 
 
-def _fit_norm(pair: Pair, norm: Norm, other: Norm) -> None:
+def _fit_norm(pair: Pair, norm: Norm, teacher_norm: Norm) -> None:
     sums = ChannelMoments()
     for batch in pair.batches:
         plain = norm.plain(_input(pair.student, batch, norm.path))
-        target = pair.computed(batch, other.path) @ pair.stream.mT
+        target = pair.computed(batch, teacher_norm.path) @ pair.stream.mT
         sums.add(pair.student.rows(batch, plain), target)
     norm.set_gain(*sums.gain_and_shift(has_shift=norm.has_shift))
 
@@ -359,7 +367,7 @@ def _mapped(source: Tensor, shape: Sequence[int], stream: Tensor) -> Tensor | No
     if source.ndim != len(shape):
         return None
     pairs = list(zip(shape, source.shape, strict=True))
-    if all(size == other for size, other in pairs):
+    if all(size == source_size for size, source_size in pairs):
         return source
     # Tables have the states on their last axis; maps from other features on their first.
     axes = [axis for axis, pair in enumerate(pairs) if pair == sizes]

@@ -38,14 +38,14 @@ def test_a_block_writes_what_the_teachers_writes(family: str) -> None:
 def test_an_obstacle_is_that_of_either_block() -> None:
     bert, llama = calibrated("bert").understood(0), calibrated("llama").understood(0)
     assert obstacle(bert, [bert]) == ""
-    assert obstacle(bert, [llama]) == "the teacher's has other parts"
+    assert obstacle(bert, [llama]) == "the teacher's has other sublayers"
     reason = Understood(reason="it calls no linear map")
     assert obstacle(reason, [bert]) == "it calls no linear map"
     assert obstacle(bert, [reason]) == "of the teacher's, it calls no linear map"
 
 
 def test_a_part_of_another_kind_is_left() -> None:
-    # GPT-2 has plain neurons, Llama gated ones; both normalize before each part.
+    # GPT-2 has plain neurons, Llama gated ones; both normalize before each sublayer.
     student, teacher = calibrated("gpt2", seed=1), calibrated("llama")
     block = teacher_block(teacher, 0)
     fit = BlockFit(

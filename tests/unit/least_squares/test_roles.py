@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.block_parts import BlockCall, anatomy
 from curricle.least_squares.calibrated import CalibratedModel
 from curricle.least_squares.roles import Roles, roles
+from curricle.least_squares.sublayers import BlockCall, anatomy
 from curricle.models.wrapping import tapped
 from tests.parts import drawn
 from tests.unit.least_squares import families
@@ -17,7 +17,7 @@ LENGTH, WIDTH = 5, 8
 
 
 class Attention(nn.Module):
-    """Attention and a gated part under names that say nothing, with permuted columns."""
+    """Attention and a gated sublayer under names that say nothing, with permuted columns."""
 
     def __init__(self, order: Tensor, *, is_causal: bool) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ def test_roles_follow_a_permutation_of_the_columns(is_causal: bool) -> None:
     order = torch.randperm(3 * WIDTH, generator=torch.Generator().manual_seed(0))
     block = Attention(order, is_causal=is_causal).eval()
     state, call = drawn(1, LENGTH, WIDTH), BlockCall((), {})
-    parts = anatomy(block, call, state).parts
-    assert [part.output.path for part in parts] == ["b", "d"]
-    heads = roles(block, call, state, parts[0]).heads
+    sublayers = anatomy(block, call, state).sublayers
+    assert [sublayer.output.path for sublayer in sublayers] == ["b", "d"]
+    heads = roles(block, call, state, sublayers[0]).heads
     size = WIDTH // 2
     for number, head in enumerate(heads):
         expected = [
@@ -59,7 +59,7 @@ def test_roles_follow_a_permutation_of_the_columns(is_causal: bool) -> None:
         assert head.values.tolist() == order[2 * WIDTH + head.outputs].tolist()
         assert head.num_rotary == 0
         assert head.scale == pytest.approx(size**-0.5, rel=1e-3)
-    neurons = roles(block, call, state, parts[1]).neurons
+    neurons = roles(block, call, state, sublayers[1]).neurons
     assert neurons is not None
     assert neurons.activated.tolist() == list(range(6))
     assert neurons.multiplied is not None
@@ -112,5 +112,7 @@ def test_a_part_that_is_neither_has_a_reason() -> None:
             return changed
 
     block, state, call = Mixer().eval(), drawn(1, LENGTH, WIDTH), BlockCall((), {})
-    part = anatomy(block, call, state).parts[0]
-    assert roles(block, call, state, part).reason == "a column of it reaches no neuron, or several"
+    sublayer = anatomy(block, call, state).sublayers[0]
+    assert (
+        roles(block, call, state, sublayer).reason == "a column of it reaches no neuron, or several"
+    )

@@ -12,7 +12,7 @@ from tests.parts import drawn
 def moments(width: int, seed: int) -> list[torch.Tensor]:
     scales = torch.logspace(0, -2, width).double()
     rows = [drawn(60, width, seed=seed + depth).double() * scales for depth in range(3)]
-    return [part.mT @ part for part in rows]
+    return [sublayer.mT @ sublayer for sublayer in rows]
 
 
 @given(seed=st.integers(0, 20), width=st.integers(1, 8), keeps_mean=st.booleans())
@@ -26,9 +26,9 @@ def test_of_equal_widths_it_is_the_identity() -> None:
 
 
 def test_no_map_keeps_more_energy() -> None:
-    parts = moments(9, 3)
-    total = torch.stack([part / part.trace() for part in parts]).sum(0)
-    matrix = stream_map(parts, 4, keeps_mean=False)
+    sublayers = moments(9, 3)
+    total = torch.stack([sublayer / sublayer.trace() for sublayer in sublayers]).sum(0)
+    matrix = stream_map(sublayers, 4, keeps_mean=False)
     kept = (matrix @ total @ matrix.mT).trace()
     torch.testing.assert_close(kept, torch.linalg.eigvalsh(total)[-4:].sum())
 

@@ -28,7 +28,7 @@ class BoundLeastSquares:
     teacher: TappedModel
     stream: Stream
     placement: Placement
-    left: tuple[str, ...]
+    unfitted: tuple[str, ...]
     """Blocks that stay as drawn, with the reasons."""
     widths: tuple[int, int]
     """Widths of the states of student and teacher."""
@@ -57,7 +57,7 @@ class BoundLeastSquares:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what is left as drawn, one sentence each."""
-        return tuple(f"'init' leaves as drawn {entry}" for entry in self.left)
+        return tuple(f"'init' leaves as drawn {entry}" for entry in self.unfitted)
 
     def apply(self) -> Usage:
         """Set the student's weights.
@@ -107,16 +107,16 @@ def bind_least_squares(
             f"'init' by least squares sets all weights of the student; got {frozen[0]!r} frozen; "
             f"set its requires_grad, or leave 'init' out"
         )
-    widths, left = inspect(student, teacher, _calibration(stream, placement, 0))
+    widths, unfitted = inspect(student, teacher, _calibration(stream, placement, 0))
     if widths[0] > widths[1]:
         raise BindError(
             f"'init' by least squares needs a student no wider than its teacher; got widths "
             f"{widths[0]} and {widths[1]}"
         )
-    if len(left) == student.depth:
+    if len(unfitted) == student.depth:
         raise BindError(
             f"'init' by least squares can fit no block of {type(student.module).__name__}: "
-            f"{left[0]}; 'principal' sets the embeddings alone"
+            f"{unfitted[0]}; 'principal' sets the embeddings alone"
         )
     return BoundLeastSquares(
         declared=start,
@@ -124,7 +124,7 @@ def bind_least_squares(
         teacher=teacher,
         stream=stream,
         placement=placement,
-        left=left,
+        unfitted=unfitted,
         widths=widths,
     )
 

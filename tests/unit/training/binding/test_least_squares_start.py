@@ -127,7 +127,7 @@ def test_frozen_weights_are_refused() -> None:
 
 
 def test_models_without_a_common_part_are_refused() -> None:
-    with pytest.raises(BindError, match=r"can fit no block of BertForMaskedLM: .* other parts"):
+    with pytest.raises(BindError, match=r"can fit no block of BertForMaskedLM: .* other sublayers"):
         run(model("bert", seed=1, vocab_size=TOKENS), "least_squares")
 
 

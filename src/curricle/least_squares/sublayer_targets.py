@@ -1,6 +1,6 @@
 """Targets of the maps that read a state, as linear functions of what the teacher computes there.
 
-A student with fewer or narrower heads, or fewer neurons, computes a part of what its teacher does:
+A student with fewer or narrower heads, or fewer neurons, computes a share of what its teacher does:
 
 - heads are chosen by the energy of what they write into the student's stream;
 - queries and keys of a head: with rotation, the pairs of columns whose frequencies the student has,
@@ -18,16 +18,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curricle.least_squares.block_parts import Part
 from curricle.least_squares.roles import Head, Roles
+from curricle.least_squares.sublayers import Sublayer
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """Second moments of what a teacher's part computes, summed over rows."""
+    """Second moments of what a teacher's sublayer computes, summed over rows."""
 
-    part: Part
+    sublayer: Sublayer
     roles: Roles
     columns: Tensor
     """Of the outputs of the maps that read, with a 1 as last column."""
@@ -38,7 +38,7 @@ class Survey:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """Targets of a student's part, for each of the teacher's parts that it stands for."""
+    """Targets of a student's sublayer, for each of the teacher's sublayers that it stands for."""
 
     columns: tuple[Tensor, ...]
     """Targets of the columns are the sum of these matrices times the teacher's columns."""
@@ -48,27 +48,29 @@ class Encoding:
     """Which columns have a target."""
 
 
-def encoding(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tensor) -> Encoding:
-    """Return the targets of a student's part.
+def encoding(
+    student: Roles, sublayer: Sublayer, surveys: Sequence[Survey], stream: Tensor
+) -> Encoding:
+    """Return the targets of a student's sublayer.
 
     Args:
         student: Its roles.
-        part: The part.
-        surveys: The teacher's parts.
+        sublayer: The sublayer.
+        surveys: The teacher's sublayers.
         stream: Map of the stream.
     """
     if student.neurons is not None:
-        return _neurons(student, part, surveys, stream)
-    return _heads(student, part, surveys, stream)
+        return _neurons(student, sublayer, surveys, stream)
+    return _heads(student, sublayer, surveys, stream)
 
 
-def _empty(part: Part, surveys: Sequence[Survey]) -> tuple[list[Tensor], list[Tensor]]:
+def _empty(sublayer: Sublayer, surveys: Sequence[Survey]) -> tuple[list[Tensor], list[Tensor]]:
     columns = [
-        torch.zeros(sum(part.widths), sum(survey.part.widths), dtype=torch.float64)
+        torch.zeros(sum(sublayer.widths), sum(survey.sublayer.widths), dtype=torch.float64)
         for survey in surveys
     ]
     inputs = [
-        torch.zeros(survey.part.output.sizes[1], part.output.sizes[1], dtype=torch.float64)
+        torch.zeros(survey.sublayer.output.sizes[1], sublayer.output.sizes[1], dtype=torch.float64)
         for survey in surveys
     ]
     return columns, inputs
@@ -76,32 +78,34 @@ def _empty(part: Part, surveys: Sequence[Survey]) -> tuple[list[Tensor], list[Te
 
 def _written(survey: Survey, stream: Tensor) -> Tensor:
     """Return the map that writes, into the student's stream."""
-    return stream @ survey.part.output.affine.weight
+    return stream @ survey.sublayer.output.affine.weight
 
 
-def _neurons(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tensor) -> Encoding:
-    own = student.neurons
-    assert own is not None  # noqa: S101 - of this kind
+def _neurons(
+    student: Roles, sublayer: Sublayer, surveys: Sequence[Survey], stream: Tensor
+) -> Encoding:
+    neurons = student.neurons
+    assert neurons is not None  # noqa: S101 - of this kind
     energies, places = [], []
     for number, survey in enumerate(surveys):
         written = _written(survey, stream).square().sum(0)
         energies.append(survey.inputs.diagonal() * written)
         places += [(number, neuron) for neuron in range(len(written))]
     energy = torch.cat(energies)
-    size = min(len(own.activated), len(energy))
+    size = min(len(neurons.activated), len(energy))
     # In the teacher's order, so that a student of the same size is its teacher.
     chosen = energy.topk(size).indices.sort().values.tolist()
-    columns, inputs = _empty(part, surveys)
-    is_set = torch.zeros(sum(part.widths), dtype=torch.bool)
+    columns, inputs = _empty(sublayer, surveys)
+    is_set = torch.zeros(sum(sublayer.widths), dtype=torch.bool)
     for neuron, index in enumerate(chosen):
         number, source = places[index]
-        neurons = surveys[number].roles.neurons
-        assert neurons is not None  # noqa: S101 - of this kind
-        columns[number][own.activated[neuron], neurons.activated[source]] = 1
-        is_set[own.activated[neuron]] = True
-        if own.multiplied is not None and neurons.multiplied is not None:
-            columns[number][own.multiplied[neuron], neurons.multiplied[source]] = 1
-            is_set[own.multiplied[neuron]] = True
+        teacher_neurons = surveys[number].roles.neurons
+        assert teacher_neurons is not None  # noqa: S101 - of this kind
+        columns[number][neurons.activated[neuron], teacher_neurons.activated[source]] = 1
+        is_set[neurons.activated[neuron]] = True
+        if neurons.multiplied is not None and teacher_neurons.multiplied is not None:
+            columns[number][neurons.multiplied[neuron], teacher_neurons.multiplied[source]] = 1
+            is_set[neurons.multiplied[neuron]] = True
         inputs[number][source, neuron] = 1
     return Encoding(tuple(columns), tuple(inputs), is_set)
 
@@ -112,15 +116,17 @@ class _Source:
     """Heads of a teacher that share their keys and values."""
 
     number: int
-    """Number of their part."""
+    """Number of their sublayer."""
     heads: tuple[Head, ...]
     energy: float
     """Energy of what they write into the student's stream."""
 
 
-def _heads(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tensor) -> Encoding:
-    columns, inputs = _empty(part, surveys)
-    is_set = torch.zeros(sum(part.widths), dtype=torch.bool)
+def _heads(
+    student: Roles, sublayer: Sublayer, surveys: Sequence[Survey], stream: Tensor
+) -> Encoding:
+    columns, inputs = _empty(sublayer, surveys)
+    is_set = torch.zeros(sum(sublayer.widths), dtype=torch.bool)
     groups = _groups(student.heads)
     sources = _sources(surveys, stream, size=len(groups[0]))
     best = sorted(range(len(sources)), key=lambda index: -sources[index].energy)[: len(groups)]
@@ -134,10 +140,12 @@ def _heads(student: Roles, part: Part, surveys: Sequence[Survey], stream: Tensor
         matrix[heads[0].values[:, None], first.values] = encode
         matrix[heads[0].keys[:, None], first.keys] = _product(heads[0], first, survey)[1]
         is_set[heads[0].values] = is_set[heads[0].keys] = True
-        for head, other in zip(heads, source.heads, strict=False):
-            matrix[head.queries[:, None], other.queries] = _product(head, other, survey)[0]
+        for head, source_head in zip(heads, source.heads, strict=False):
+            matrix[head.queries[:, None], source_head.queries] = _product(
+                head, source_head, survey
+            )[0]
             is_set[head.queries] = True
-            back[other.outputs[:, None], head.outputs] = decode
+            back[source_head.outputs[:, None], head.outputs] = decode
     return Encoding(tuple(columns), tuple(inputs), is_set)
 
 
@@ -168,49 +176,51 @@ def _energy(written: Tensor, moment: Tensor) -> float:
     return float((written @ moment @ written.mT).diagonal().sum())
 
 
-def _values(head: Head, other: Head, survey: Survey, written: Tensor) -> tuple[Tensor, Tensor]:
+def _values(
+    head: Head, source_head: Head, survey: Survey, written: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the student's values as a map of the teacher's, and the way back."""
-    size, width = len(head.values), len(other.values)
+    size, width = len(head.values), len(source_head.values)
     if size >= width:
         encode = torch.eye(size, width, dtype=torch.float64)
         return encode, encode.mT
-    moment = survey.inputs[other.outputs][:, other.outputs]
+    moment = survey.inputs[source_head.outputs][:, source_head.outputs]
     root, inverse = _roots(moment)
-    _, _, directions = torch.linalg.svd(written[:, other.outputs] @ root, full_matrices=False)
+    _, _, directions = torch.linalg.svd(written[:, source_head.outputs] @ root, full_matrices=False)
     leading = directions[:size]
     scale = moment.diagonal().mean().sqrt()
     return scale * leading @ inverse, root @ leading.mT / scale
 
 
-def _product(head: Head, other: Head, survey: Survey) -> tuple[Tensor, Tensor]:
+def _product(head: Head, source_head: Head, survey: Survey) -> tuple[Tensor, Tensor]:
     """Return the student's queries and keys as maps of the teacher's."""
-    size, width = len(head.queries), len(other.queries)
+    size, width = len(head.queries), len(source_head.queries)
     # The factor of the product belongs half to either side.
-    factor = (other.scale / head.scale) ** 0.5
+    factor = (source_head.scale / head.scale) ** 0.5
     queries = torch.zeros(size, width, dtype=torch.float64)
     keys = torch.zeros(size, width, dtype=torch.float64)
-    rotary, other_rotary = _pairs(head), _pairs(other)
-    number = min(len(rotary), len(other_rotary))
+    rotary, source_rotary = _pairs(head), _pairs(source_head)
+    number = min(len(rotary), len(source_rotary))
     for pair in range(number):
-        source = round(pair * len(other_rotary) / len(rotary)) if len(rotary) else 0
-        for own, theirs in zip(rotary[pair], other_rotary[source], strict=True):
-            queries[own, theirs] = factor
-            keys[own, theirs] = factor
-    own_rest = torch.arange(head.num_rotary, size)
-    their_rest = torch.arange(other.num_rotary, width)
-    if len(own_rest) and len(their_rest):
-        if len(own_rest) >= len(their_rest):
-            unit = factor * torch.eye(len(own_rest), len(their_rest), dtype=torch.float64)
-            queries[own_rest[:, None], their_rest] = unit
-            keys[own_rest[:, None], their_rest] = unit
+        source = round(pair * len(source_rotary) / len(rotary)) if len(rotary) else 0
+        for column, source_column in zip(rotary[pair], source_rotary[source], strict=True):
+            queries[column, source_column] = factor
+            keys[column, source_column] = factor
+    plain_columns = torch.arange(head.num_rotary, size)
+    source_columns = torch.arange(source_head.num_rotary, width)
+    if len(plain_columns) and len(source_columns):
+        if len(plain_columns) >= len(source_columns):
+            unit = factor * torch.eye(len(plain_columns), len(source_columns), dtype=torch.float64)
+            queries[plain_columns[:, None], source_columns] = unit
+            keys[plain_columns[:, None], source_columns] = unit
         else:
-            left, right = _low_rank(
-                _covariance(survey, other.queries[their_rest], is_centered=False),
-                _covariance(survey, other.keys[their_rest], is_centered=True),
-                len(own_rest),
+            query_map, key_map = _low_rank(
+                _covariance(survey, source_head.queries[source_columns], is_centered=False),
+                _covariance(survey, source_head.keys[source_columns], is_centered=True),
+                len(plain_columns),
             )
-            queries[own_rest[:, None], their_rest] = factor * left
-            keys[own_rest[:, None], their_rest] = factor * right
+            queries[plain_columns[:, None], source_columns] = factor * query_map
+            keys[plain_columns[:, None], source_columns] = factor * key_map
     return queries, keys
 
 
@@ -236,9 +246,11 @@ def _low_rank(queries: Tensor, keys: Tensor, rank: int) -> tuple[Tensor, Tensor]
     """Return maps of queries and keys whose product has the least squared error at a rank."""
     root_q, inverse_q = _roots(queries)
     root_k, inverse_k = _roots(keys)
-    left, sizes, right = torch.linalg.svd(root_q @ root_k)
+    query_directions, sizes, key_directions = torch.linalg.svd(root_q @ root_k)
     root = sizes[:rank].sqrt()[:, None]
-    return root * (left[:, :rank].mT @ inverse_q), root * (right[:rank] @ inverse_k)
+    return root * (query_directions[:, :rank].mT @ inverse_q), root * (
+        key_directions[:rank] @ inverse_k
+    )
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """Linear maps of a block, in the order in which a pass calls them.
 
-A block of a transformer adds the outputs of its parts, attention and feed-forward, to a stream of
-states. A part has maps that read the stream, perhaps through a normalization, and a map that writes
-to it. Which is which follows from the tensors that a pass hands from module to module, not from
-names, and is checked by values: the next state is the sum of the state and of what the maps write.
+A block of a transformer adds the outputs of its sublayers, attention and feed-forward, to a stream
+of states. A sublayer has maps that read the stream, perhaps through a normalization, and a map that
+writes to it. Which is which follows from the tensors that a pass hands from module to module, not
+from names, and is checked by values: the next state is the sum of the state and of what the maps
+write.
 
 Axes: example, position, width.
 """
@@ -58,7 +59,7 @@ class BlockCall:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class Sublayer:
     """Maps that read a state, and the map that writes the change of it."""
 
     inputs: tuple[LinearMap, ...]
@@ -72,7 +73,7 @@ class Part:
     inner_norms: tuple[Norm, ...] = ()
     """Normalizations between the maps, such as those of queries and keys."""
     stage: int = 0
-    """Number of the state that it reads; parts of one stage run side by side."""
+    """Number of the state that it reads; sublayers of one stage run side by side."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -81,7 +82,7 @@ class Part:
 
     @property
     def state_path(self) -> str:
-        """Return the module whose input is the state that the part reads."""
+        """Return the module whose input is the state that the sublayer reads."""
         return self.inputs[0].path if self.norm is None else self.norm.path
 
     @property
@@ -93,9 +94,9 @@ class Part:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Anatomy:
-    """Parts of a block; none, with a reason, if they are not understood."""
+    """Sublayers of a block; none, with a reason, if they are not understood."""
 
-    parts: tuple[Part, ...] = ()
+    sublayers: tuple[Sublayer, ...] = ()
     reason: str = ""
 
 
@@ -113,7 +114,7 @@ class _Call:
 @final
 @dataclass(slots=True)
 class _Draft:
-    """A part while the calls are read."""
+    """A sublayer while the calls are read."""
 
     readers: list[tuple[LinearMap, int]]
     """Maps that read, with the number of their call."""
@@ -124,7 +125,7 @@ class _Draft:
 
 
 def anatomy(block: nn.Module, call: BlockCall, state: Tensor) -> Anatomy:
-    """Return the parts of a block, as one pass shows them.
+    """Return the sublayers of a block, as one pass shows them.
 
     Args:
         block: The block, in evaluation mode.
@@ -136,12 +137,12 @@ def anatomy(block: nn.Module, call: BlockCall, state: Tensor) -> Anatomy:
     drafts = reader.drafts()
     if isinstance(drafts, str):
         return Anatomy(reason=drafts)
-    return reader.parts(drafts, output)
+    return reader.sublayers(drafts, output)
 
 
 @final
 class _Reader:
-    """Assembles the parts of a block from its calls."""
+    """Assembles the sublayers of a block from its calls."""
 
     def __init__(self, calls: Sequence[_Call], state: Tensor) -> None:
         self._calls, self._state = calls, state
@@ -154,7 +155,7 @@ class _Reader:
         self._drafts = list[_Draft]()
 
     def drafts(self) -> list[_Draft] | str:
-        """Return the maps of each part, or the reason why they are not understood."""
+        """Return the maps of each sublayer, or the reason why they are not understood."""
         paths = set[str]()
         for number, call in enumerate(self._calls):
             linear = linear_map(call.path, call.module)
@@ -173,7 +174,7 @@ class _Reader:
         return self._drafts
 
     def _place(self, linear: LinearMap, number: int, call: _Call) -> str:
-        """Add a map to its part.
+        """Add a map to its sublayer.
 
         Returns:
             The reason why it has none.
@@ -193,16 +194,16 @@ class _Reader:
             return ""
         return f"{linear.path!r} neither reads nor writes its states"
 
-    def parts(self, drafts: Sequence[_Draft], output: Tensor) -> Anatomy:
-        """Return the parts with their normalizations, if the states are sums of what maps write.
+    def sublayers(self, drafts: Sequence[_Draft], output: Tensor) -> Anatomy:
+        """Return sublayers with their normalizations, if states are sums of what the maps write.
 
         Args:
-            drafts: The maps of each part.
+            drafts: The maps of each sublayer.
             output: Output of the block.
         """
         # A normalization as the last module belongs to the sum; then so do the others.
         is_post = id(output) in self.norms
-        parts, sums = list[Part](), list[_Sum]()
+        sublayers, sums = list[Sublayer](), list[_Sum]()
         ends = [*(draft.source for draft in drafts[1:]), output]
         for draft, end in zip(drafts, ends, strict=True):
             assert draft.writer is not None  # noqa: S101 - checked by `drafts`
@@ -213,8 +214,8 @@ class _Reader:
                 sums.append(_Sum(state, []))
             sums[-1].changes.append(change)
             sums[-1].total = total
-            parts.append(
-                Part(
+            sublayers.append(
+                Sublayer(
                     inputs=tuple(reader for reader, _ in draft.readers),
                     output=linear,
                     norm=None if is_post else norm,
@@ -224,11 +225,11 @@ class _Reader:
                 )
             )
         if not is_post:
-            # The next state itself: what the next part reads is normalized.
+            # The next state itself: what the next sublayer reads is normalized.
             for entry, following in pairwise(sums):
                 entry.total = following.state
-        reason = self._fault(parts, sums)
-        return Anatomy(reason=reason) if reason else Anatomy(tuple(parts))
+        reason = self._fault(sublayers, sums)
+        return Anatomy(reason=reason) if reason else Anatomy(tuple(sublayers))
 
     def _normalization(self, tensor: Tensor) -> tuple[Norm | None, Tensor]:
         """Return the normalization that has made a tensor, and what it has received."""
@@ -237,15 +238,15 @@ class _Reader:
         norm, number = self.norms[id(tensor)]
         return norm, self._calls[number].received
 
-    def _fault(self, parts: Sequence[Part], sums: Sequence["_Sum"]) -> str:
+    def _fault(self, sublayers: Sequence[Sublayer], sums: Sequence["_Sum"]) -> str:
         """Return what is not understood about normalizations and states; empty if all is."""
         paths = {norm.path for norm, _ in self.norms.values()}
-        for part in parts:
-            norms = (part.norm, part.end_norm, *part.inner_norms)
+        for sublayer in sublayers:
+            norms = (sublayer.norm, sublayer.end_norm, *sublayer.inner_norms)
             paths -= {norm.path for norm in norms if norm is not None}
         if paths:
             return "it has normalizations beside those of its states"
-        if len({part.end_norm is None for part in parts}) > 1:
+        if len({sublayer.end_norm is None for sublayer in sublayers}) > 1:
             return "not all of its sums are normalized"
         if not all(entry.holds for entry in sums):
             return "its states are not sums of what its maps write"

@@ -1,13 +1,13 @@
-"""Targets keep what a smaller part can compute of a larger one."""
+"""Targets keep what a smaller sublayer can compute of a larger one."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.block_parts import Part
 from curricle.least_squares.maps import LinearMap
-from curricle.least_squares.part_targets import Survey, encoding
 from curricle.least_squares.roles import Head, Neurons, Roles
+from curricle.least_squares.sublayer_targets import Survey, encoding
+from curricle.least_squares.sublayers import Sublayer
 from tests.parts import drawn
 
 WIDTH, ROWS = 6, 400
@@ -22,9 +22,11 @@ def linear(path: str, inputs: int, outputs: int, seed: int) -> LinearMap:
 
 def attention(
     num_heads: int, size: int, *, seed: int = 0, num_rotary: int = 0
-) -> tuple[Part, Roles]:
+) -> tuple[Sublayer, Roles]:
     width = num_heads * size
-    part = Part((linear("in", WIDTH, 3 * width, seed),), linear("out", width, WIDTH, seed + 1))
+    sublayer = Sublayer(
+        (linear("in", WIDTH, 3 * width, seed),), linear("out", width, WIDTH, seed + 1)
+    )
     heads = [
         Head(
             queries=torch.arange(size) + size * number,
@@ -37,27 +39,27 @@ def attention(
         )
         for number in range(num_heads)
     ]
-    return part, Roles(heads=tuple(heads))
+    return sublayer, Roles(heads=tuple(heads))
 
 
-def survey(part: Part, role: Roles, columns: Tensor, inputs: Tensor) -> Survey:
+def survey(sublayer: Sublayer, role: Roles, columns: Tensor, inputs: Tensor) -> Survey:
     rows = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1).double()
-    return Survey(part, role, rows.mT @ rows, inputs.double().mT @ inputs.double())
+    return Survey(sublayer, role, rows.mT @ rows, inputs.double().mT @ inputs.double())
 
 
 def test_a_part_of_equal_size_has_its_own_columns_as_targets() -> None:
-    part, role = attention(2, 3)
-    teacher = survey(part, role, drawn(ROWS, 18, seed=5), drawn(ROWS, 6, seed=6))
-    code = encoding(role, part, [teacher], torch.eye(WIDTH).double())
+    sublayer, role = attention(2, 3)
+    teacher = survey(sublayer, role, drawn(ROWS, 18, seed=5), drawn(ROWS, 6, seed=6))
+    code = encoding(role, sublayer, [teacher], torch.eye(WIDTH).double())
     assert torch.equal(code.columns[0], torch.eye(18).double())
     assert torch.equal(code.inputs[0], torch.eye(6).double())
     assert bool(code.is_set.all())
 
 
 def test_the_head_that_writes_most_is_chosen() -> None:
-    part, role = attention(3, 2)
+    sublayer, role = attention(3, 2)
     inputs = drawn(ROWS, 6, seed=6) * torch.tensor([0.1, 0.1, 5.0, 5.0, 0.1, 0.1])
-    teacher = survey(part, role, drawn(ROWS, 18, seed=5), inputs)
+    teacher = survey(sublayer, role, drawn(ROWS, 18, seed=5), inputs)
     small, small_role = attention(1, 2, seed=9)
     code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
     queries = code.columns[0][:2]
@@ -67,9 +69,9 @@ def test_the_head_that_writes_most_is_chosen() -> None:
 
 
 def test_narrow_queries_and_keys_have_the_product_of_least_error() -> None:
-    part, role = attention(1, 4)
+    sublayer, role = attention(1, 4)
     columns = drawn(ROWS, 12, seed=5)
-    teacher = survey(part, role, columns, drawn(ROWS, 4, seed=6))
+    teacher = survey(sublayer, role, columns, drawn(ROWS, 4, seed=6))
     small, small_role = attention(1, 2, seed=9)
     code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
     rows = columns.double()
@@ -84,8 +86,8 @@ def test_narrow_queries_and_keys_have_the_product_of_least_error() -> None:
 
 
 def test_rotating_columns_keep_their_frequencies() -> None:
-    part, role = attention(1, 8, num_rotary=8)
-    teacher = survey(part, role, drawn(ROWS, 24, seed=5), drawn(ROWS, 8, seed=6))
+    sublayer, role = attention(1, 8, num_rotary=8)
+    teacher = survey(sublayer, role, drawn(ROWS, 24, seed=5), drawn(ROWS, 8, seed=6))
     small, small_role = attention(1, 4, seed=9, num_rotary=4)
     code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
     # Pairs (0, 2) and (1, 3) of the student; (0, 4) and (2, 6) of the teacher's four.
@@ -96,12 +98,12 @@ def test_rotating_columns_keep_their_frequencies() -> None:
 
 
 def test_narrow_values_keep_the_directions_that_write_most() -> None:
-    part, role = attention(1, 4)
+    sublayer, role = attention(1, 4)
     inputs = drawn(ROWS, 4, seed=6)
-    teacher = survey(part, role, drawn(ROWS, 12, seed=5), inputs)
+    teacher = survey(sublayer, role, drawn(ROWS, 12, seed=5), inputs)
     small, small_role = attention(1, 2, seed=9)
     code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
-    rows, weight = inputs.double(), part.output.affine.weight
+    rows, weight = inputs.double(), sublayer.output.affine.weight
     encode = code.columns[0][4:6, 8:12]
     back = rows @ encode.mT @ code.inputs[0].mT @ weight.mT
     error = (back - rows @ weight.mT).square().sum()
@@ -113,15 +115,17 @@ def test_narrow_values_keep_the_directions_that_write_most() -> None:
 def test_the_neurons_that_write_most_are_chosen(has_gates: bool) -> None:
     size = 5
 
-    def feed_forward(number: int, seed: int) -> tuple[Part, Roles]:
+    def feed_forward(number: int, seed: int) -> tuple[Sublayer, Roles]:
         columns = number * (2 if has_gates else 1)
-        part = Part((linear("up", WIDTH, columns, seed),), linear("down", number, WIDTH, seed + 1))
+        sublayer = Sublayer(
+            (linear("up", WIDTH, columns, seed),), linear("down", number, WIDTH, seed + 1)
+        )
         multiplied = torch.arange(number, 2 * number) if has_gates else None
-        return part, Roles(neurons=Neurons(torch.arange(number), multiplied))
+        return sublayer, Roles(neurons=Neurons(torch.arange(number), multiplied))
 
-    part, role = feed_forward(size, 0)
+    sublayer, role = feed_forward(size, 0)
     inputs = drawn(ROWS, size, seed=6) * torch.tensor([1.0, 9.0, 0.1, 0.2, 9.0])
-    teacher = survey(part, role, drawn(ROWS, size * (2 if has_gates else 1)), inputs)
+    teacher = survey(sublayer, role, drawn(ROWS, size * (2 if has_gates else 1)), inputs)
     small, small_role = feed_forward(2, 9)
     code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
     expected = torch.zeros(2, size).double()
@@ -133,8 +137,8 @@ def test_the_neurons_that_write_most_are_chosen(has_gates: bool) -> None:
 
 
 def test_columns_beyond_those_of_the_teacher_have_no_target() -> None:
-    part, role = attention(1, 2)
-    teacher = survey(part, role, drawn(ROWS, 6), drawn(ROWS, 2, seed=1))
+    sublayer, role = attention(1, 2)
+    teacher = survey(sublayer, role, drawn(ROWS, 6), drawn(ROWS, 2, seed=1))
     large, large_role = attention(2, 2, seed=9)
     code = encoding(large_role, large, [teacher], torch.eye(WIDTH).double())
     assert code.is_set.tolist() == [True, True, False, False] * 3

@@ -1,17 +1,17 @@
-"""Parts of a block follow from what its modules hand on, whatever they are called."""
+"""Sublayers of a block follow from what its modules hand on, whatever they are called."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.block_parts import BlockCall, anatomy, read
+from curricle.least_squares.sublayers import BlockCall, anatomy, read
 from tests.parts import drawn
 
 WIDTH, CALL = 6, BlockCall((), {})
 
 
 class Block(nn.Module):
-    """Two parts of one map each, with normalizations before them or of their sums."""
+    """Two sublayers of one map each, with normalizations before them or of their sums."""
 
     def __init__(self, place: str) -> None:
         super().__init__()
@@ -51,17 +51,17 @@ def test_parts_have_their_normalizations_and_states(
     place: str, norms: list[str | None], end_norms: list[str | None], stages: list[int]
 ) -> None:
     found = anatomy(Block(place), CALL, drawn(2, 4, WIDTH))
-    # Without normalizations nothing shows that the second part reads a state.
+    # Without normalizations nothing shows that the second sublayer reads a state.
     if place == "none":
         assert found.reason == "'ups.1' neither reads nor writes its states"
         return
     assert not found.reason
-    parts = found.parts
-    assert [part.inputs[0].path for part in parts] == ["ups.0", "ups.1"]
-    assert [part.output.path for part in parts] == ["downs.0", "downs.1"]
-    assert [part.norm and part.norm.path for part in parts] == norms
-    assert [part.end_norm and part.end_norm.path for part in parts] == end_norms
-    assert [part.stage for part in parts] == stages
+    sublayers = found.sublayers
+    assert [sublayer.inputs[0].path for sublayer in sublayers] == ["ups.0", "ups.1"]
+    assert [sublayer.output.path for sublayer in sublayers] == ["downs.0", "downs.1"]
+    assert [sublayer.norm and sublayer.norm.path for sublayer in sublayers] == norms
+    assert [sublayer.end_norm and sublayer.end_norm.path for sublayer in sublayers] == end_norms
+    assert [sublayer.stage for sublayer in sublayers] == stages
 
 
 def test_a_normalization_beside_the_states_is_a_reason() -> None:
