@@ -118,14 +118,14 @@ class StagePlan:
 EndReason = Literal["length", "plateau", "metric", "goal"]
 """Reason of a stage's end."""
 AT_CHANCE = (
-    "the student ends at chance: its accuracy is not measurably above that of the most frequent "
-    "label; check the teacher's accuracy, the learning rate and the length of the run"
+    "the student ends at chance or below: its accuracy is not measurably above that of the most "
+    "frequent label; check the teacher's accuracy, the learning rate and the length of the run"
 )
 """Note about a student whose accuracy is below `RunRecord.chance`."""
 TEACHER_AT_CHANCE = (
-    "the teacher is at chance on the held-out data: its accuracy is not measurably above that of "
-    "the most frequent label; check that its weights are trained and that its classes are numbered "
-    "as the labels"
+    "the teacher is at chance or below on the held-out data: its accuracy is not measurably "
+    "above that of the most frequent label; check that its weights are trained and that its "
+    "classes are numbered as the labels"
 )
 """Note about a teacher whose accuracy on held-out batches is below that of chance."""
 SUBJECTS = ("data", "goal", "length", "student", "teacher")

@@ -126,7 +126,11 @@ def test_a_report_names_what_to_type_to_run_it_again(
 
 def lines_again(page: Path) -> list[str]:
     """Return what a page says to type to make it again."""
-    found = re.search(r"Run it again</h3><pre><code>(.*?)</code>", page.read_text(), re.DOTALL)
+    found = re.search(
+        r"(?:Run it|Draw this page of the same runs) again</h3><pre><code>(.*?)</code>",
+        page.read_text(),
+        re.DOTALL,
+    )
     return [] if found is None else html.unescape(found[1]).splitlines()
 
 

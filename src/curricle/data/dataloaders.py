@@ -392,8 +392,25 @@ def _lent(generator: torch.Generator, seed: int) -> Iterator[None]:
         generator.set_state(state)
 
 
+MATRIX_AXES, IMAGE_AXES = 2, 4
+"""Numbers of axes of a batch of vectors, and of one of images."""
+
+
+def _is_plain(first: Batch) -> bool:
+    """Return whether no other reading is likely: vectors of features, or images with a class."""
+    inputs, labels = first.leading, first.labels
+    if first.has_positions or not inputs.is_floating_point():
+        return False
+    if labels is not None and labels[:1].numel() > 1:
+        return False
+    is_image = inputs.ndim == IMAGE_AXES and labels is not None and not labels.is_floating_point()
+    return inputs.ndim <= MATRIX_AXES or is_image
+
+
 def _note(first: Batch) -> str:
-    """Return the decision about positions as a sentence for `plan`."""
+    """Return the decision about positions as a sentence for `plan`; none where it is plain."""
+    if _is_plain(first):
+        return ""
     labels = "without labels"
     if first.labels is not None:
         kind = "a label of several values" if first.labels[:1].numel() > 1 else "a label"

@@ -73,7 +73,13 @@ def _row(tag: str, cells: Iterable[str], numeric: Iterable[bool]) -> str:
 
 
 def again(command: str) -> str:
-    """Return how to make something again; nothing if that is not known."""
+    """Return how to make something again; nothing if that is not known.
+
+    Args:
+        command: Lines for a shell; those of `curricle report` only draw a page of finished runs.
+    """
     if not command:
         return ""
-    return f"<h3>Run it again</h3><pre><code>{html.escape(command)}</code></pre>"
+    is_drawing = all(line.startswith("curricle report ") for line in command.splitlines())
+    heading = "Draw this page of the same runs again" if is_drawing else "Run it again"
+    return f"<h3>{heading}</h3><pre><code>{html.escape(command)}</code></pre>"

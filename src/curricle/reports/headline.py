@@ -1,9 +1,11 @@
 """One-line verdict of a comparison.
 
 Each clause begins with a strategy, then has its number and how it compares. The strategy that
-reached the goal with the fewest examples leads the line; those that needed equally many lead it
-together. A strategy that did not reach the goal gives a lower bound: its mean would be at least the
-cost of its runs. The line mentions another strategy that needed fewer FLOPs or seconds, and runs
+reached the goal with the fewest examples leads the line, or that with the fewest FLOPs or seconds
+where the budget is of these; those that needed equally many lead it together. A strategy that did
+not reach the goal gives a lower bound: its mean would be at least the cost of its runs. A strategy
+whose final value is the goal has the cost of its whole runs, unless every seed reached it earlier.
+The line mentions another strategy that was cheaper in another unit, the best final metric, and runs
 that are incomplete or missing. Where the numbers are not comparable, the line consists of that
 caution.
 
@@ -16,10 +18,12 @@ from collections.abc import Mapping, Sequence
 
 from curricle.reports.comparisons import cost_verdict, verdict
 from curricle.reports.directions import remedy
-from curricle.reports.formatting import mean, short, with_interval
+from curricle.reports.formatting import mean, metric_text, short, with_interval
 from curricle.reports.student_warnings import chance_warning
 from curricle.reports.summary import MethodSummary, Summary
 
+UNITS = {"examples": "examples", "total_flops": "total FLOPs", "seconds": "seconds"}
+"""Costs by which strategies are compared, in words."""
 MOST_NAMED = 6
 """Strategies that the line compares with its leader; the table has them all."""
 NOISE = "no measurable difference"
@@ -46,25 +50,25 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
         return _without_leader(summary)
     if summary.methods and all(map(_ends_at_chance, summary.methods.values())):
         return (
-            "all students end at chance, so no strategy is ranked; train longer, or check the "
-            "teacher and the learning rate."
+            "all students end at chance or below, so no strategy is ranked; train longer, or "
+            "check the teacher and the learning rate."
         )
+    lead = summary.lead
     ranking = sorted(
-        reached, key=lambda name: (_examples(reached[name]), _flops(reached[name]), name)
+        reached, key=lambda name: (_cost(reached[name], lead), _flops(reached[name]), name)
     )
     # A subject that is level with the best leads the line: to call that a loss would mislead.
-    if subject in reached and _is_level(reached[ranking[0]], reached[subject]):
+    if subject in reached and _is_level(reached[ranking[0]], reached[subject], lead):
         ranking.sort(key=lambda name: name != subject)
     leaders = _leaders(summary, reached, ranking)
     followers = [name for name in ranking if name not in leaders]
     followers += sorted(set(summary.methods) - set(reached))
-    clauses = [_against(summary.methods, leaders[0], name) for name in followers]
+    clauses = [_against(summary, leaders[0], name) for name in followers]
     opening = _opening(summary, leaders)
-    return (
-        "; ".join([opening, *_shortened(clauses), *_cheaper(leaders, reached)])
-        + _seeds(summary)
-        + "."
-    )
+    cheaper = _cheaper(leaders, reached, lead)
+    finals = {name: method for name, method in summary.methods.items() if method.finals}
+    ends = [_best(summary, finals)] if len(finals) > 1 else []
+    return f"{'; '.join([opening, *_shortened(clauses), *cheaper, *ends])}{_seeds(summary)}."
 
 
 def _ends_at_chance(method: MethodSummary) -> bool:
@@ -81,9 +85,13 @@ def _leaders(
     A single one where shares of another cost follow, which differ between leaders.
     """
     first = reached[ranking[0]]
-    if any(_share(summary, ranking[0])):
+    if any(_share(summary, ranking[0])) or first.costs_whole_runs:
         return [*ranking[:1]]
-    return [name for name in ranking if _is_equal(first, reached[name], "examples")]
+    return [
+        name
+        for name in ranking
+        if _is_equal(first, reached[name], summary.lead) and not reached[name].costs_whole_runs
+    ]
 
 
 def _is_equal(first: MethodSummary, second: MethodSummary, cost: str) -> bool:
@@ -100,16 +108,28 @@ def _opening(summary: Summary, leaders: Sequence[str]) -> str:
     """Return the result of the leaders."""
     first = summary.methods[leaders[0]]
     share, noise = _share(summary, leaders[0])
-    amount = with_interval(_examples(first), first.to_goal_ci95.examples)
+    amount = _amount(first, summary.lead)
+    if first.costs_whole_runs:
+        # Equal costs of others are clauses of their own: they may have reached the goal itself.
+        number, count = first.reached.split("/")
+        runs = f"(whole runs; {number} of {count} seeds reached it)"
+        return f"{leaders[0]} ended at {_goal(summary)} after {amount} {runs}{share}{noise}"
     each = " each" if len(leaders) > 1 else ""
-    reached = f"{_together(leaders)} reached {summary.goal_words} after {amount} examples{each}"
+    reached = f"{_together(leaders)} reached {summary.goal_words} after {amount}{each}"
     return f"{reached}{share}{noise}"
 
 
-def _floors(method: MethodSummary) -> Mapping[int, float]:
-    """Return the examples of each seed at the goal, or a lower bound of them."""
-    costs = method.costs("examples")
-    return costs or dict(zip((seed.seed for seed in method.seeds), method.examples, strict=True))
+def _goal(summary: Summary) -> str:
+    """Return the value of the goal with the name of the metric."""
+    value = metric_text(summary.metric, summary.goal)
+    words = summary.metric.replace("_", " ")
+    return f"{value} {words}" if value.endswith("%") else f"{words} {value}"
+
+
+def _amount(method: MethodSummary, cost: str) -> str:
+    """Return the mean cost of a strategy to the goal, with its interval and unit."""
+    numbers = (getattr(method.to_goal, cost), getattr(method.to_goal_ci95, cost))
+    return f"{with_interval(*numbers)} {UNITS[cost]}"
 
 
 def _shortened(clauses: Sequence[str]) -> list[str]:
@@ -132,7 +152,11 @@ def _share(summary: Summary, leader: str) -> tuple[str, str]:
         return "", ""
     cheapest, reference = (summary.methods[name] for name in (leader, source or leader))
     measurable, unclear = [], []
-    for cost, words in (("seconds", "seconds"), ("total_flops", "total FLOPs")):
+    for cost in ("seconds", "total_flops", "examples"):
+        # The clauses of the line compare its leading unit.
+        if cost == summary.lead:
+            continue
+        words = UNITS[cost]
         numbers, reference_numbers = cheapest.costs(cost), reference.costs(cost)
         if cost_verdict(numbers, reference_numbers) == "unclear":
             unclear.append(f"{NOISE} in {words} ({_both(cheapest, reference, cost)})")
@@ -194,64 +218,76 @@ def _best(summary: Summary, methods: Mapping[str, MethodSummary]) -> str:
     if len(equal) + len(unclear) == len(verdicts):
         return f"{NOISE} in {final}: {leaders} {number}{each}, {level}"
     result = f"{leaders} {'have' if equal else 'has'} the best {final}, {number}"
-    return f"{result}; {NOISE} from {level}" if unclear else result
+    if unclear:
+        return f"{result}; {NOISE} from {level}"
+    return result if "single" in verdicts.values() else f"{result}, a measurable difference"
 
 
-def _examples(method: MethodSummary) -> float:
-    return method.to_goal.examples or 0.0
+def _cost(method: MethodSummary, cost: str) -> float:
+    return getattr(method.to_goal, cost) or 0.0
 
 
 def _flops(method: MethodSummary) -> float:
     return method.to_goal.total_flops or 0.0
 
 
-def _against(methods: Mapping[str, MethodSummary], leader: str, name: str) -> str:
-    """Return how many times the leader's examples another strategy needed."""
-    first, second = methods[leader], methods[name]
+def _against(summary: Summary, leader: str, name: str) -> str:
+    """Return how many times the leader's cost another strategy needed."""
+    first, second, lead = summary.methods[leader], summary.methods[name], summary.lead
     if second.to_goal.examples is None:
-        return _bound(first, name, second)
-    if _is_equal(first, second, "examples"):
-        return f"{name} needed as many"
-    if cost_verdict(first.costs("examples"), second.costs("examples")) == "unclear":
-        return f"{name} needed {_both(second, first, 'examples')}, {NOISE}"
-    ratio = _examples(second) / max(_examples(first), 1.0)
-    amount = with_interval(_examples(second), second.to_goal_ci95.examples)
-    has_seeds = len(first.examples) > 1 and len(second.examples) > 1
-    overlap = " (single seeds overlap)" if has_seeds and _overlap(first, second) else ""
-    times = "about as many" if _is_level(first, second) else f"{_times(ratio)} times as many"
-    return f"{name} needed {amount}, {times}{overlap}"
+        return _bound(first, name, second, lead)
+    whole = second.costs_whole_runs
+    needed = f"{name} ended there after" if whole else f"{name} needed"
+    runs = " (whole runs)" if whole else ""
+    amount = _amount(second, lead)
+    if _is_equal(first, second, lead):
+        return f"{needed} as many{runs}"
+    if cost_verdict(first.costs(lead), second.costs(lead)) == "unclear":
+        return f"{needed} {_both(second, first, lead)} {UNITS[lead]}{runs}, {NOISE}"
+    ratio = _cost(second, lead) / max(_cost(first, lead), _least(lead))
+    has_seeds = len(first.seeds) > 1 and len(second.seeds) > 1
+    overlap = " (single seeds overlap)" if has_seeds and _overlap(first, second, lead) else ""
+    is_level = _is_level(first, second, lead) or _times(ratio) == "1"
+    times = "about as many" if is_level else f"{_times(ratio)} times as many"
+    return f"{needed} {amount}{runs}, {times}{overlap}"
 
 
 LEVEL = 1.1
-"""Ratio of examples up to which two strategies count as level."""
+"""Ratio of costs up to which two strategies count as level."""
 
 
-def _is_level(first: MethodSummary, second: MethodSummary) -> bool:
+def _least(cost: str) -> float:
+    """Return the least cost by which is divided."""
+    return 1e-9 if cost == "seconds" else 1.0
+
+
+def _is_level(first: MethodSummary, second: MethodSummary, cost: str) -> bool:
     """Return whether two needed about as much: a tenth apart at most, and their seeds overlap."""
-    ratio = _examples(second) / max(_examples(first), 1.0)
-    return _overlap(first, second) and _overlap(second, first) and 1 / LEVEL <= ratio <= LEVEL
+    ratio = _cost(second, cost) / max(_cost(first, cost), _least(cost))
+    is_mixed = _overlap(first, second, cost) and _overlap(second, first, cost)
+    return is_mixed and 1 / LEVEL <= ratio <= LEVEL
 
 
-def _overlap(first: MethodSummary, second: MethodSummary) -> bool:
-    """Return whether some seed of the other needed no more than the worst of the first."""
-    return max(first.examples) >= min(second.examples)
+def _overlap(first: MethodSummary, second: MethodSummary, cost: str) -> bool:
+    """Return whether some seed of the second needed no more than the worst of the first."""
+    return max(first.spent(cost).values()) >= min(second.spent(cost).values())
 
 
-def _bound(first: MethodSummary, name: str, second: MethodSummary) -> str:
+def _bound(first: MethodSummary, name: str, second: MethodSummary, cost: str) -> str:
     """Return by how much at least the leader was ahead of one that did not get there."""
-    floors = _floors(second)
+    floors = second.spent(cost)
     floor = mean([*floors.values()])
-    ratio = floor / max(_examples(first), 1.0)
+    ratio = floor / max(_cost(first, cost), _least(cost))
     so_far = "" if all(seed.complete for seed in second.seeds) else " so far"
     if second.reached.startswith("0/"):
-        phrase = f"{name} did not reach it in {short(floor)}{so_far}"
+        phrase = f"{name} did not reach it in {short(floor)} {UNITS[cost]}{so_far}"
     else:
         number, count = second.reached.split("/")
         seeds = f"{number} of {count} seeds"
-        phrase = f"{name} reached it with {seeds}, {short(floor)}{so_far} on average"
+        phrase = f"{name} reached it with {seeds}, {short(floor)} {UNITS[cost]}{so_far} on average"
     if ratio <= 1.0:
         return f"{phrase}, too few to compare"
-    if cost_verdict(first.costs("examples"), floors) == "unclear":
+    if cost_verdict(first.costs(cost), floors) == "unclear":
         return f"{phrase}, {NOISE}"
     return f"{phrase}, at least {_times(ratio, down=True)} times as many"
 
@@ -264,10 +300,13 @@ def _times(ratio: float, *, down: bool = False) -> str:
     return f"{rounded / scale:g}" if rounded < 1000 * scale else short(rounded / scale)
 
 
-def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> list[str]:
-    """Return which strategies needed fewer FLOPs or seconds than a leader, if some did."""
+def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary], lead: str) -> list[str]:
+    """Return which strategies were cheaper than a leader in another unit, if some were."""
     clauses = []
-    for cost, words in (("total_flops", "total FLOPs"), ("seconds", "seconds")):
+    for cost in ("total_flops", "seconds", "examples"):
+        if cost == lead:
+            continue
+        words = UNITS[cost]
         amounts = {name: getattr(method.to_goal, cost) for name, method in reached.items()}
         leader = max(leaders, key=lambda name: amounts[name])
         first = reached[leader]

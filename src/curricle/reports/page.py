@@ -283,12 +283,13 @@ def _stage_notes(runs: Sequence[Run]) -> list[str]:
         names = [name for name, _ in stage_starts(inside)]
         if 1 < len(names) <= MOST_LABELS:
             listed = ", ".join(f"{number} {name}" for number, name in enumerate(names, start=1))
-            notes.append(note(f"Stages of {method}: {listed}."))
+            notes.append(note(f"Stages of {method!r}: {listed}."))
         if missing := stages_without_loss(inside):
             notes.append(
                 note(
-                    f"No loss of {method} was recorded in {', '.join(missing)}: shorter than the "
-                    f"interval between records ('log_every')."
+                    f"Strategy {method!r} has no recorded loss in "
+                    f"{', '.join(map(repr, missing))}: shorter than the interval between records "
+                    f"('log_every')."
                 )
             )
     return notes
@@ -387,7 +388,7 @@ def _amounts(usages: Sequence[Usage]) -> str:
 
 def _circumstances(runs: Sequence[Run]) -> Grid:
     """Return under which versions and on which device the runs were made."""
-    values: dict[str, dict[str, None]] = {}
+    values: dict[str, dict[str, dict[str, None]]] = {}
     for run in runs:
         facts = run.opening.versions | {"device": run.opening.device}
         if not run.is_teacher:
@@ -397,10 +398,17 @@ def _circumstances(runs: Sequence[Run]) -> Grid:
                 "batch size": f"{run.opening.batch_size:,}",
             }
         for name, fact in facts.items():
-            values.setdefault(name, {})[fact] = None
+            values.setdefault(name, {}).setdefault(fact, {})[run.method] = None
     return Grid(
         title="Made with",
         columns=("what", "value"),
-        rows=tuple((name, " / ".join(facts)) for name, facts in values.items()),
+        rows=tuple((name, _by_strategy(facts)) for name, facts in values.items()),
         numeric=(False, False),
     )
+
+
+def _by_strategy(facts: Mapping[str, Mapping[str, None]]) -> str:
+    """Return the values of a fact, with the strategies of each if these differ."""
+    if len(facts) == 1 or len({tuple(methods) for methods in facts.values()}) == 1:
+        return " / ".join(facts)
+    return " / ".join(f"{fact} ({', '.join(methods)})" for fact, methods in facts.items())

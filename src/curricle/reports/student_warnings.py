@@ -64,7 +64,7 @@ def chance_warning(number: int, runs: int) -> str:
         number: Students at chance.
         runs: All students of the strategy.
     """
-    return f"{number} of {runs} students end at chance"
+    return f"{number} of {runs} students end at chance or below"
 
 
 def _below(

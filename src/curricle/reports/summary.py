@@ -24,6 +24,7 @@ Units: examples, FLOPs, seconds of training without evaluation and checkpoints.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import final
 
 from curricle.errors import CheckpointError, SpecError, near_names
@@ -80,6 +81,8 @@ class _Aim:
 
 COSTS = ("examples", "student_flops", "total_flops", "seconds")
 """Names of the fields of `Costs`, in order."""
+BUDGET_COSTS = MappingProxyType({"flops": "total_flops", "seconds": "seconds"})
+"""Field of `Costs` of budgets that are no lengths; of others it is that of examples."""
 WIDE = 8
 """From here on the cheapest strategy is lost at the left of a linear axis."""
 
@@ -160,12 +163,26 @@ class MethodSummary:
         return {seed.seed: seed.usage[name] for seed in self.seeds if seed.complete}
 
     @property
-    def examples(self) -> tuple[int | float, ...]:
-        """Return the examples of each run at the goal, or by its end."""
-        return tuple(
-            seed.usage["examples"] if seed.to_goal is None else seed.to_goal.examples or 0
+    def costs_whole_runs(self) -> bool:
+        """Return whether the cost to the goal is that of whole runs, as not every seed reached it.
+
+        So it is for a strategy whose own final value is the goal.
+        """
+        is_reached = all(seed.to_goal is not None for seed in self.seeds)
+        return self.to_goal.examples is not None and not is_reached
+
+    def spent(self, name: str) -> dict[int, int | float]:
+        """Return a cost of each run at the goal, or by its end.
+
+        Args:
+            name: Field of `Costs`.
+        """
+        return {
+            seed.seed: seed.usage[name]
+            if seed.to_goal is None
+            else getattr(seed.to_goal, name) or 0
             for seed in self.seeds
-        )
+        }
 
 
 @final
@@ -234,12 +251,31 @@ class Summary:
         return f"{len(self.missing)} of {num_requested} runs {verb} missing: {names}."
 
     @property
+    def source_note(self) -> str:
+        """Return in a sentence the cost of the strategy that set the goal, if of whole runs."""
+        source = self.methods.get(self.goal_of or "")
+        if source is None or not source.costs_whole_runs:
+            return ""
+        return (
+            f"{self.goal_of} ends at the goal by definition: its cost is that of its whole runs, "
+            f"though {source.reached} seeds reached it themselves."
+        )
+
+    @property
+    def lead(self) -> str:
+        """Return the field of `Costs` by which strategies are ranked: that of the budget."""
+        return BUDGET_COSTS.get(str(self.budget.get("unit")), "examples")
+
+    @property
     def is_wide(self) -> bool:
         """Return whether costs to the goal differ so much that they need a logarithmic axis."""
         if self.goal is None:
             return False
         methods = self.methods.values()
-        costs = [method.to_goal.examples or mean(method.examples) for method in methods]
+        costs = [
+            method.to_goal.examples or mean([*method.spent("examples").values()])
+            for method in methods
+        ]
         return max(costs) > WIDE * min(costs)
 
 

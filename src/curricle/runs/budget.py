@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from curricle.curriculum.durations import DECIMAL, FRACTION, Duration, exact_fraction
 from curricle.curriculum.stages import Curriculum
+from curricle.data.streams import examples_per_epoch
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
 from curricle.training.binding.bound_run import BoundRun
@@ -29,6 +30,10 @@ SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 PROVISIONAL = Duration(number=1_000_000)
 """Length with which a strategy is built to look at its stages before its length is known."""
 WARM_UP_STEPS, TIMED_STEPS = 5, 15
+SHORTFALL = 0.05
+"""Share of a budget's steps that a curriculum may leave unused, as where lengths are rounded."""
+MOST_STEPS = 10**12
+"""Number of steps beyond which a budget of FLOPs or seconds is not searched."""
 
 
 @final
@@ -118,6 +123,7 @@ def fitted(
 
     Raises:
         SpecError: If the budget does not pay for the shortest curriculum.
+        _LengthError: If the curriculum has the same cost at every length.
     """
     if limit.is_length:
         return build(limit.duration())
@@ -152,12 +158,52 @@ def bind_within(
 
     Raises:
         BindError: If the parts do not fit; the strategy is named.
+        SpecError: If the curriculum does not have the length of the budget; the strategy is named.
     """
     try:
         run = bound(fitted(limit, build, bound) if length is None else build(length))
+        if length is None and limit.is_length:
+            _check_length(run, limit.duration(), f"the budget {limit}")
     except BindError as error:
         raise BindError(f"{name!r}: {error}") from None
+    except _LengthError as error:
+        raise SpecError(
+            f"'strategies' must map {name!r} to a curriculum as long as 'total', so that budgets "
+            f"are equal; got {error}; hand on 'total', as in "
+            f"lambda total: curricle.one_shot(total=total)"
+        ) from None
     return dataclasses.replace(run, notes=(*run.notes, *_goal_notes(run))) if has_goal else run
+
+
+@final
+class _LengthError(Exception):
+    """A curriculum whose length does not follow from `total`."""
+
+
+def _check_length(run: BoundRun, total: Duration, source: str) -> None:
+    """Check that a bound curriculum is as long as its total, with the longest length of rules.
+
+    Args:
+        run: The bound curriculum.
+        total: Length that the curriculum was built with.
+        source: Where the total comes from, in words.
+
+    Raises:
+        _LengthError: If it is longer, or shorter by more than lengths are rounded.
+    """
+    expected = total.steps(
+        batch_size=run.stream.batch_size,
+        tokens_per_batch=run.stream.tokens_per_batch,
+        examples_per_epoch=examples_per_epoch(run.stream),
+    )
+    # The border of each stage may be rounded to a step of its own.
+    rounding = len(run.stages)
+    surplus = run.num_steps - expected
+    if surplus > rounding or -surplus > max(rounding, SHORTFALL * expected):
+        raise _LengthError(
+            f"{run.num_steps:,} step{'s' * (run.num_steps != 1)} where {source} stands for "
+            f"{expected:,}"
+        )
 
 
 def _goal_notes(run: BoundRun) -> tuple[str, ...]:
@@ -184,6 +230,7 @@ def _longest(
 
     Raises:
         SpecError: If the budget does not pay for the shortest curriculum.
+        _LengthError: If the curriculum has the same cost at every length.
     """
     dearest = max(costs.values())
 
@@ -200,15 +247,23 @@ def _longest(
         )
 
     low, high = 0, 1
-    while cost(high) <= limit.number and high < 10**12:
+    while cost(high) <= limit.number and high < MOST_STEPS:
         low, high = high, high * 2
+    # A cost that fits at any length, or at none, may be the same for all of them.
+    if high >= MOST_STEPS or low == 0:
+        cost_words = f"{cost(PROVISIONAL.number):.3g} {limit.unit}"
+        source = f"'total' {PROVISIONAL} ({cost_words} of the budget {limit})"
+        _check_length(run, PROVISIONAL, source)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= limit.number else (low, middle)
     if low == 0 or cost(low) == 0:
-        raise SpecError(
-            f"'budget' {limit} must pay for every stage; the stages before the last cost more"
+        reason = (
+            f"one step costs {dearest:.3g} {limit.unit}"
+            if len(costs) == 1
+            else "the stages before the last cost more"
         )
+        raise SpecError(f"'budget' {limit} must pay for every stage; {reason}")
     return low
 
 

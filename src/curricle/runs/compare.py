@@ -90,10 +90,9 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return the table of strategies and the verdict."""
-        notes = "\n".join(filter(None, (self.summary.gap, *self.summary.notes)))
-        return "\n\n".join(
-            filter(None, (summary_markdown(self.summary), notes, headline(self.summary)))
-        )
+        summary = self.summary
+        notes = "\n".join(filter(None, (summary.gap, summary.source_note, *summary.notes)))
+        return "\n\n".join(filter(None, (summary_markdown(summary), notes, headline(summary))))
 
 
 @final
@@ -451,6 +450,12 @@ def _named(strategies: Sequence[str] | Mapping[str, object]) -> dict[str, Strate
             raise SpecError(
                 f"'strategies' must map {name!r} to {{'kind': ..., arguments}} or to a function of "
                 f"'total'; got {type(strategy).__name__!r}, whose length no budget can set"
+            )
+        if isinstance(strategy, Mapping) and "kind" not in strategy and "curriculum" in strategy:
+            raise SpecError(
+                f"'strategies' must map {name!r} to {{'kind': ..., arguments}}; got "
+                f"{{'curriculum': ...}}, the form of a spec for 'curricle compare'; write "
+                f"{{{name!r}: {strategy['curriculum']!r}}}"
             )
         if not NAME.fullmatch(name):
             raise SpecError(

@@ -104,6 +104,21 @@ class TeacherSpec:
         return hugging_face_steps([Path(folder) for folder in self.folders])
 
 
+def _strategy_fields(fields: object) -> object:
+    """Return the fields of a strategy as they are.
+
+    Raises:
+        SpecError: If they have the form that `curricle.compare` takes.
+    """
+    if isinstance(fields, Mapping) and "kind" in fields and "curriculum" not in fields:
+        raise SpecError(
+            f"a strategy of a spec must hold its curriculum, as "
+            f"{{curriculum: {{kind: {fields['kind']}}}}}; got {{kind: {fields['kind']}}}, the form "
+            f"of curricle.compare in Python"
+        )
+    return fields
+
+
 @final
 @value
 class StrategySpec:
@@ -190,7 +205,9 @@ class RunSpec:
     """Model of the students."""
     curriculum: Plain | None = None
     """For `distill`: the strategy's name as `kind`, and its arguments."""
-    strategies: dict[Name, StrategySpec] = Field(default_factory=dict)
+    strategies: dict[Name, Annotated[StrategySpec, BeforeValidator(_strategy_fields)]] = Field(
+        default_factory=dict
+    )
     """For `compare`: strategies by name."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """For `compare`: seeds of the students; None takes 0, 1 and 2."""

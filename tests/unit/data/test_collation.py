@@ -460,10 +460,31 @@ def test_positions_are_decided_by_names_masks_and_labels(
     assert batch.positions == positions
     if of_positions is not None:
         assert (batch.selected is not None) == of_positions
+    if loaded.note == "":
+        assert batch.leading.is_floating_point()
+        assert (len(positions), batch.leading.ndim) == (1, 2)
+        assert batch.labels is None or batch.labels[:1].numel() == 1
+        return
     count = f"as {positions[1]} positions" if len(positions) > 1 else "as a whole"
     assert loaded.note.startswith(f"data: each example counts {count}, with")
     words = {None: "without labels", True: "for each selected position", False: "for each example"}
     assert f"{words[of_positions]}, as in the first batch; " in loaded.note
+
+
+@pytest.mark.parametrize(
+    ("shape", "label", "is_noted"),
+    [
+        ((3,), torch.tensor([0, 1]), False),
+        ((3,), torch.tensor([0.0, 1.0]), False),
+        ((1, 4, 4), torch.tensor([0, 1]), False),
+        ((1, 4, 4), torch.tensor([0.0, 1.0]), True),
+        ((5, 3), torch.tensor([0, 1]), True),
+    ],
+)
+def test_the_note_on_positions_is_left_out_where_nothing_else_is_likely(
+    shape: tuple[int, ...], label: torch.Tensor, is_noted: bool
+) -> None:
+    assert bool(read((torch.zeros(2, *shape), label)).note) == is_noted
 
 
 def test_several_whole_numbers_of_an_example_are_declared() -> None:

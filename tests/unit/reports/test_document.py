@@ -28,3 +28,5 @@ def test_a_table_marks_numbers_and_its_total() -> None:
 def test_what_to_type_is_shown_only_if_known() -> None:
     assert again("") == ""
     assert "a &amp;&amp; b" in again("a && b")
+    assert "Run it again" in again("curricle compare spec.yaml\ncurricle report run")
+    assert "Draw this page of the same runs again" in again("curricle report run")

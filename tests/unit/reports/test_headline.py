@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from curricle.reports.headline import MOST_NAMED, headline
 from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary, summarize
+from curricle.runs.compare import Comparison
 from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]
@@ -19,7 +21,9 @@ def test_the_headline_bounds_what_was_not_reached(comparison: Path) -> None:
     # 3000 examples against 600.
     assert headline(_summary(comparison)) == (
         "extraction reached 90 % accuracy after 600 ± 497 examples; "
-        "one_shot did not reach it in 3k, at least 5 times as many; 2 to 3 seeds each."
+        "one_shot did not reach it in 3k examples, at least 5 times as many; no measurable "
+        "difference in final accuracy: extraction 96.00 ± 2.48 %, one_shot 65.00 % (2 seeds: "
+        "60.00, 70.00 %); 2 to 3 seeds each."
     )
 
 
@@ -28,7 +32,8 @@ def test_the_headline_counts_how_many_times_fewer(tmp_path: Path, write_run: Wri
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 1040: 0.95})
     assert headline(_summary(tmp_path)) == (
         "extraction reached 90 % accuracy after 400 examples; "
-        "one_shot needed 10.4k, 26 times as many; 1 seed each, too few to measure noise."
+        "one_shot needed 10.4k examples, 26 times as many; extraction and one_shot have the same "
+        "final accuracy, 95.00 %; 1 seed each, too few to measure noise."
     )
 
 
@@ -36,7 +41,7 @@ def test_a_bound_is_rounded_down(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 30: 0.95})
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 59: 0.6})
     # 590 / 300 = 1.97, and 2 times would claim too much.
-    assert "one_shot did not reach it in 590, at least 1.9 times as many" in headline(
+    assert "one_shot did not reach it in 590 examples, at least 1.9 times as many" in headline(
         _summary(tmp_path)
     )
 
@@ -48,7 +53,8 @@ def test_the_headline_begins_with_the_strategy_that_needed_the_fewest_examples(
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.95})
     assert headline(_summary(tmp_path)) == (
         "one_shot reached 90 % accuracy after 400 examples; "
-        "extraction needed 800, 2 times as many; 1 seed each, too few to measure noise."
+        "extraction needed 800 examples, 2 times as many; extraction and one_shot have the same "
+        "final accuracy, 95.00 %; 1 seed each, too few to measure noise."
     )
 
 
@@ -56,8 +62,9 @@ def test_a_rival_that_stopped_early_proves_nothing(tmp_path: Path, write_run: Wr
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 80: 0.95})
     write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.6}, finished=False)
     assert headline(_summary(tmp_path)) == (
-        "extraction reached 90 % accuracy after 800 examples; one_shot did not reach it in 400 so "
-        "far, too few to compare; 1 seed each, too few to measure noise, 1 of 2 runs incomplete."
+        "extraction reached 90 % accuracy after 800 examples; one_shot did not reach it in 400 "
+        "examples so far, too few to compare; 1 seed each, too few to measure noise, 1 of 2 runs "
+        "incomplete."
     )
 
 
@@ -70,8 +77,11 @@ def test_the_headline_tells_of_overlapping_seeds_and_partial_success(
     write_run(students / "one_shot/seed-2", {20: 0.5, 300: 0.95}, seed=2)
     line = headline(_summary(comparison))
     # Logarithms of 400, 600, 800 and of 700, 900: far inside the interval of two and three seeds.
-    assert "progressive needed 800 ± 1.27k against 600 ± 497, no measurable difference" in line
-    assert "one_shot reached it with 1 of 3 seeds, 3k on average" in line
+    assert (
+        "progressive needed 800 ± 1.27k against 600 ± 497 examples, no measurable difference"
+        in line
+    )
+    assert "one_shot reached it with 1 of 3 seeds, 3k examples on average" in line
 
 
 @pytest.mark.parametrize(
@@ -89,9 +99,13 @@ def test_equal_costs_are_told_together(
     for method in methods:
         write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, 40: 0.95})
     write_run(tmp_path / "students/slow/seed-0", {20: 0.5, 80: 0.95})
+    *first, last = sorted([*methods, "slow"])
+    many = "a, b, c, d, e, f and 3 more in the table"
+    ends = many if len(first) > MOST_NAMED else f"{', '.join(first)} and {last}"
     assert headline(_summary(tmp_path)) == (
-        f"{told} reached 90 % accuracy after 400 examples each; slow needed 800, 2 times as many; "
-        f"1 seed each, too few to measure noise."
+        f"{told} reached 90 % accuracy after 400 examples each; slow needed 800 examples, 2 times "
+        f"as many; {ends} have the same final accuracy, 95.00 %; 1 seed each, too few to "
+        "measure noise."
     )
 
 
@@ -101,7 +115,8 @@ def test_equal_means_over_seeds_are_told_together(tmp_path: Path, write_run: Wri
         write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
     line = headline(_summary(tmp_path))
     assert line == (
-        "extraction and one_shot reached 90 % accuracy after 500 ± 248 examples each; 3 seeds each."
+        "extraction and one_shot reached 90 % accuracy after 500 ± 248 examples each; "
+        "extraction and one_shot have the same final accuracy, 95.00 ± 0.00 %; 3 seeds each."
     )
 
 
@@ -140,7 +155,7 @@ def test_a_tie_with_the_strategy_that_set_the_target_keeps_its_shares(
     assert headline(summarize(load_runs([tmp_path]), goal_of="one_shot")).startswith(
         "extraction reached one_shot's final accuracy (95.00 %) after 400 examples, with 0.5 of "
         "the seconds and 0.5 of the total FLOPs of one_shot; progressive needed as many; one_shot "
-        "needed 800, 2 times as many; "
+        "needed 800 examples, 2 times as many; "
     )
 
 
@@ -241,7 +256,7 @@ def test_a_loss_inside_the_noise_is_no_defeat(tmp_path: Path, write_run: WriteRu
         write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
     line = headline(_summary(tmp_path))
     assert line.startswith("one_shot reached 90 % accuracy after 550 ± 635 examples; extraction")
-    assert "no measurable difference; 2 seeds each" in line
+    assert "± 635 examples, no measurable difference; extraction and one_shot have the same" in line
     assert "as many" not in line
 
 
@@ -250,7 +265,7 @@ def test_a_bound_inside_the_noise_is_undecided(tmp_path: Path, write_run: WriteR
         write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
         write_run(tmp_path / f"students/one_shot/seed-{seed}", {60: 0.5}, seed=seed)
     # 500 on average against 600, but 100 and 900 alone.
-    sentence = "one_shot did not reach it in 600, no measurable difference"
+    sentence = "one_shot did not reach it in 600 examples, no measurable difference"
     assert sentence in headline(_summary(tmp_path))
 
 
@@ -260,7 +275,7 @@ def test_of_many_strategies_the_first_are_named(tmp_path: Path, write_run: Write
     line = headline(_summary(tmp_path))
     assert "s06" in line
     assert "s07" not in line
-    assert "; and 3 more in the table; 1 seed each" in line
+    assert "; and 3 more in the table; s00, s01, s02, s03, s04, s05 and 4 more in the" in line
 
 
 def test_the_headline_tells_the_share_of_the_cost_of_the_strategy_that_set_the_target(
@@ -269,8 +284,9 @@ def test_the_headline_tells_the_share_of_the_cost_of_the_strategy_that_set_the_t
     # 30 of 150 seconds, 24k of 120k FLOPs, 600 of 3,000 examples.
     assert headline(summarize(load_runs([comparison]), goal_of="one_shot")) == (
         "extraction reached one_shot's final accuracy (65.00 %) after 600 ± 497 examples, with 0.2 "
-        "of the seconds and 0.2 of the total FLOPs of one_shot; one_shot needed 3k ± 0, 5 times as "
-        "many; 2 to 3 seeds each."
+        "of the seconds and 0.2 of the total FLOPs of one_shot; one_shot ended there after 3k ± 0 "
+        "examples (whole runs), 5 times as many; no measurable difference in final accuracy: "
+        "extraction 96.00 ± 2.48 %, one_shot 65.00 % (2 seeds: 60.00, 70.00 %); 2 to 3 seeds each."
     )
 
 
@@ -292,9 +308,48 @@ def test_a_strategy_that_sets_the_target_and_leads_has_no_share_of_itself(
 ) -> None:
     # The mean final value of extraction is 0.96, which one_shot never reached.
     assert headline(summarize(load_runs([comparison]), goal_of="extraction")) == (
-        "extraction reached extraction's final accuracy (96.00 %) after 1k ± 0 examples; "
-        "one_shot did not reach it in 3k, at least 3 times as many; 2 to 3 seeds each."
+        "extraction ended at 96.00 % accuracy after 1k ± 0 examples (whole runs; 2 of 3 seeds "
+        "reached it); one_shot did not reach it in 3k examples, at least 3 times as many; no "
+        "measurable difference in final accuracy: extraction 96.00 ± 2.48 %, one_shot 65.00 % "
+        "(2 seeds: 60.00, 70.00 %); 2 to 3 seeds each."
     )
+
+
+def test_the_cost_of_whole_runs_is_explained(comparison: Path) -> None:
+    note = "its cost is that of its whole runs, though 2/3 seeds reached it themselves"
+    summary = summarize(load_runs([comparison]), goal_of="extraction")
+    assert note in summary.source_note
+    assert note in str(Comparison(students={}, summary=summary))
+    assert not summarize(load_runs([comparison]), goal=0.9).source_note
+
+
+@pytest.mark.parametrize(("unit", "words"), [("flops", "total FLOPs"), ("seconds", "seconds")])
+def test_the_unit_of_the_budget_leads(
+    tmp_path: Path, write_run: WriteRun, unit: str, words: str
+) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
+    path = write_run(tmp_path / "students/from_labels/seed-0", {20: 0.5, 50: 0.96})
+    records = path / "records.jsonl"
+    free = records.read_text().replace('"teacher_flops": 15000,', '"teacher_flops": 0,')
+    edit_records(records, free.replace('"seconds": 25.0', '"seconds": 5.0'))
+    budget = {"number": 1e6, "unit": unit}
+    line = headline(summarize(load_runs([tmp_path]), goal=0.9, budget=budget))
+    assert re.match(
+        rf"from_labels reached 90 % accuracy after 5k? {words}; extraction needed", line
+    )
+    assert "; extraction needed fewer examples, 400 against 500; " in line
+    assert "; from_labels has the best final accuracy, 96.00 %; 1 seed each" in line
+
+
+def test_a_measurable_difference_of_final_values_is_stated(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for method, final in (("extraction", 0.95), ("one_shot", 0.91)):
+        for seed in range(2):
+            path = tmp_path / f"students/{method}/seed-{seed}"
+            write_run(path, {40: final + seed / 1000}, seed=seed)
+    line = headline(_summary(tmp_path))
+    assert "; extraction has the best final accuracy, 95.05 ± 0.64 %, a measurable diff" in line
 
 
 def test_the_headline_counts_missing_runs(comparison: Path) -> None:
@@ -311,7 +366,7 @@ def test_students_at_chance_are_not_ranked(tmp_path: Path, write_run: WriteRun) 
     for method, final in (("extraction", 0.1), ("one_shot", 0.09)):
         write_run(tmp_path / f"students/{method}/seed-0", {20: final}, method=method, chance=0.12)
     line = headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
-    assert line.startswith("all students end at chance, so no strategy is ranked; ")
+    assert line.startswith("all students end at chance or below, so no strategy is ranked; ")
     write_run(tmp_path / "students/labels/seed-0", {20: 0.5}, method="labels", chance=0.12)
     assert "at chance" not in headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
 

@@ -81,7 +81,7 @@ def test_the_page_forbids_itself_to_load_anything(comparison: Path) -> None:
     [
         "Parity <1>",
         "parity · goal: 90 % accuracy · budget: 2.5G FLOPs",
-        "extraction reached 90 % accuracy after 600 ± 497 examples; one_shot did not reach it",
+        "extraction reached 90 % accuracy after 24k ± 19.9k total FLOPs; one_shot did not reach it",
         "96.00 % (3 seeds: 95.00, 96.00, 97.00 %)",
         "not reached",
         "whole run",
@@ -243,8 +243,10 @@ def test_of_many_strategies_the_page_says_that_bands_are_left_out(
 def test_stages_too_short_for_a_loss_are_named(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path, {30: 0.5}, first=4, every=5)
     told = _write(tmp_path, tmp_path / "page.html").text
-    assert "Stages of extraction: 1 first, 2 second." in told
-    assert "No loss of extraction was recorded in first: shorter than the interval" in told
+    assert "Stages of 'extraction': 1 first, 2 second." in told
+    assert (
+        "Strategy 'extraction' has no recorded loss in 'first': shorter than the interval" in told
+    )
 
 
 def test_runs_that_planned_the_same_share_one_table(tmp_path: Path, write_run: WriteRun) -> None:
@@ -318,3 +320,13 @@ def test_the_table_of_stages_tells_what_was_done_and_why_a_rule_ended_it(
 
 def test_the_table_of_stages_of_fixed_lengths_says_nothing_of_ends(page: _Reader) -> None:
     assert "ended by" not in page.text
+
+
+def test_numbers_of_parameters_name_their_strategies(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5})
+    path = write_run(tmp_path / "students/labels/seed-0", {20: 0.5})
+    records = path / "records.jsonl"
+    text = records.read_text()
+    edit_records(records, text.replace('"teacher_parameters": 1024', '"teacher_parameters": 0'))
+    runs = load_runs([tmp_path])
+    assert "1,024 (extraction) / 0 (labels)" in page_text(runs, summarize(runs), title="t")

@@ -157,6 +157,11 @@ def test_flops_that_end_before_the_last_stage_are_refused() -> None:
         steps(f"{4 * LAYER_STEP} flops", EXTRACTION)
 
 
+def test_flops_below_those_of_a_step_are_refused_with_its_cost() -> None:
+    with pytest.raises(SpecError, match=r"pay for every stage; one step costs [\d.e+]+ flops"):
+        steps(f"{LOGITS_STEP - 1} flops", {"kind": "one_shot"})
+
+
 def test_the_number_of_stages_may_depend_on_the_length() -> None:
     # Checkpoint 20 teaches from step 10 on, so 7 steps have one stage and 14 have two.
     call = {"kind": "progressive", "refresh": 10}

@@ -293,3 +293,40 @@ def test_held_out_batches_may_be_given_as_batches() -> None:
     batch = parity(purpose="evaluation").batch(0)
     assert isinstance(batch, Batch)
     assert compared(evaluation=[batch], seeds=(0,)).summary.metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("budget", "length", "lengths"),
+    [
+        ("20 steps", "400 steps", "400 steps where the budget 20 steps stands for 20"),
+        ("20 steps", "5 steps", "5 steps where the budget 20 steps stands for 20"),
+        ("100k flops", "400 steps", r"400 steps where 'total' 1000000 steps \(\S+ flops of the"),
+        ("1G flops", "1 steps", r"1 step where 'total' 1000000 steps \(\S+ flops of the budget"),
+    ],
+)
+def test_a_function_that_ignores_its_total_is_refused(
+    budget: str, length: str, lengths: str
+) -> None:
+    strategies = {
+        "honest": {"kind": "one_shot"},
+        "cheat": lambda total: curricle.one_shot(total=length),
+    }
+    message = rf"'cheat' to a curriculum as long as 'total'.*got {lengths}.*hand on 'total'"
+    with pytest.raises(SpecError, match=message):
+        compared(strategies=strategies, budget=budget, seeds=(0,))
+
+
+@pytest.mark.parametrize("budget", ["20 steps", "333 examples"])
+def test_a_function_may_round_lengths_and_end_by_a_rule(budget: str) -> None:
+    def halves(total: curricle.Duration) -> curricle.Curriculum:
+        rule = curricle.UntilPlateau(at_most=f"{total.number // 2} {total.unit}", window=1)
+        return curricle.extraction(total=total, durations=(rule,))
+
+    result = compared(strategies={"halves": halves}, budget=budget, seeds=(0,))
+    assert set(result.summary.methods) == {"halves"}
+
+
+def test_a_strategy_in_the_form_of_a_spec_is_refused_with_that_of_python() -> None:
+    nested = {"labels": {"curriculum": {"kind": "from_labels"}}}
+    with pytest.raises(SpecError, match=r"write \{'labels': \{'kind': 'from_labels'\}\}"):
+        compared(strategies=nested)

@@ -259,3 +259,10 @@ def test_folders_are_one_line(make_spec: MakeSpec, field: str) -> None:
 def test_a_strategy_has_a_short_name(make_spec: MakeSpec) -> None:
     with pytest.raises(SpecError, match="at most 100 characters"):
         make_spec(f"strategies.{'a' * 101}.curriculum.kind=one_shot")
+
+
+def test_a_strategy_in_the_form_of_python_is_refused_with_that_of_a_spec(
+    make_spec: MakeSpec,
+) -> None:
+    with pytest.raises(SpecError, match=r"as \{curriculum: \{kind: from_labels\}\}; got"):
+        make_spec("strategies.labels={kind: from_labels}")
