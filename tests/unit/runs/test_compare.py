@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import curricle
 from curricle import seeding
@@ -324,6 +324,16 @@ def test_a_function_may_round_lengths_and_end_by_a_rule(budget: str) -> None:
 
     result = compared(strategies={"halves": halves}, budget=budget, seeds=(0,))
     assert set(result.summary.methods) == {"halves"}
+
+
+def test_a_budget_may_be_given_in_epochs() -> None:
+    batch = parity().batch(0)
+    assert batch.labels is not None
+    rows = TensorDataset(batch.leading, batch.labels)
+    loader = DataLoader(rows, batch_size=2, shuffle=True, drop_last=True)
+    result = compared(data=loader, budget="2 epochs", strategies=["one_shot"], seeds=(0,))
+    (run,) = result.summary.methods["one_shot"].seeds
+    assert run.usage["examples"] == 2 * batch.num_examples
 
 
 def test_a_strategy_in_the_form_of_a_spec_is_refused_with_that_of_python() -> None:

@@ -219,6 +219,11 @@ class RunBatches:
         return self.stream.tokens_per_batch
 
     @property
+    def examples_per_epoch(self) -> int | None:
+        """Return the number of examples after which the data repeat; None if they do not."""
+        return examples_per_epoch(self.stream)
+
+    @property
     def fingerprint(self) -> str:
         """Return a digest of everything the batches depend on."""
         return self.stream.fingerprint
