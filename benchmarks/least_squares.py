@@ -13,6 +13,7 @@ read. The teacher is kept in the folder `--teacher`, if given, for a second call
 import argparse
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -53,13 +54,19 @@ def main() -> None:
         )
         for split in ("train", "valid")
     }
-    teacher = taught(streams, arguments)
+    number = 2 if arguments.quick else EVALUATED
+    data = Data(streams["train"], [streams["valid"].batch(step) for step in range(number)])
+    teacher = taught(data, arguments)
     for seed in range(arguments.seeds):
         for method in arguments.methods:
-            learn(method, teacher, streams, steps=arguments.steps, seed=seed)
+            learn(method, teacher, data, steps=arguments.steps, seed=seed)
 
 
-Streams = dict[str, curricle.Stream]
+class Data(NamedTuple):
+    """Training data, and held-out batches."""
+
+    train: curricle.Stream
+    held_out: list[curricle.Batch]
 
 
 def model(seed: int, *, width: int, neurons: int) -> LlamaForCausalLM:
@@ -78,28 +85,26 @@ def model(seed: int, *, width: int, neurons: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def taught(streams: Streams, arguments: argparse.Namespace) -> LlamaForCausalLM:
+def taught(data: Data, arguments: argparse.Namespace) -> LlamaForCausalLM:
     """Return a teacher that has learned from labels, or the one that was kept."""
     folder = arguments.teacher
     if folder is not None and (folder / "config.json").exists():
         return LlamaForCausalLM.from_pretrained(folder)
     module = model(0, width=128, neurons=320)
     curriculum = curricle.from_labels(total=f"{arguments.teacher_steps} steps")
-    run(("teacher", 0), (module, None), curriculum, streams, rate=RATES["teacher"])
+    run(("teacher", 0), (module, None), curriculum, data, rate=RATES["teacher"])
     if folder is not None:
         module.save_pretrained(folder)
     return module
 
 
-def learn(
-    method: str, teacher: LlamaForCausalLM, streams: Streams, *, steps: int, seed: int
-) -> None:
+def learn(method: str, teacher: LlamaForCausalLM, data: Data, *, steps: int, seed: int) -> None:
     """Train a student and print its quality on the way."""
     if method != "extraction":
         # A step of no size, to see the start.
         learner = model(seed + 1, width=48, neurons=128)
         start = curricle.one_shot(total="1 step", init=None if method == "random" else method)
-        run((method, seed), (learner, teacher), start, streams, rate=1e-12)
+        run((method, seed), (learner, teacher), start, data, rate=1e-12)
     total = f"{steps} steps"
     if method == "extraction":
         curriculum = curricle.extraction(
@@ -108,14 +113,14 @@ def learn(
     else:
         curriculum = curricle.one_shot(total=total, init=None if method == "random" else method)
     student = model(seed + 1, width=48, neurons=128)
-    run((method, seed), (student, teacher), curriculum, streams, rate=RATES["student"])
+    run((method, seed), (student, teacher), curriculum, data, rate=RATES["student"])
 
 
 def run(
     name: tuple[str, int],
     models: tuple[LlamaForCausalLM, LlamaForCausalLM | None],
     curriculum: curricle.Curriculum,
-    streams: Streams,
+    data: Data,
     *,
     rate: float,
 ) -> None:
@@ -137,8 +142,8 @@ def run(
     curricle.distill(
         *models,
         curriculum,
-        streams["train"],
-        evaluation=[streams["valid"].batch(step) for step in range(EVALUATED)],
+        data.train,
+        evaluation=data.held_out,
         optimizer=curricle.AdamW(
             learning_rate=rate, schedule=curricle.Schedule(warmup=0.03, decay="cosine")
         ),
