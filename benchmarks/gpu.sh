@@ -56,7 +56,8 @@ piece() {  # piece NAME SECONDS
     steps) measured "$2" plain where prefetch trainer ;;
     compiled) measured "$2" compiled ;;
     # shellcheck disable=SC2086
-    head) "$python" benchmarks/chunked_head.py --device cuda ${HEAD:---dtype bfloat16} ;;
+    head) "$python" benchmarks/gpu_heads.py --out "$folder/heads.jsonl" \
+            ${HEAD:---rows ^(products|chunked|kl_div|plain)} ;;
     multistep) "$python" benchmarks/multistep.py --device cuda --quick ;;
     scale) scaled ;;
     *) echo "unknown piece: $1"; return 2 ;;

@@ -78,6 +78,43 @@ def obstacle(student: Understood, teachers: Sequence[Understood]) -> str:
     return ""
 
 
+def mismatches(student: Understood, teachers: Sequence[Understood]) -> dict[int, str]:
+    """Return the sublayers whose maps that read have no targets, with the reasons.
+
+    Args:
+        student: A block of the student whose `obstacle` is empty.
+        teachers: The teacher's blocks that it stands for.
+
+    Returns:
+        Reason by the number of the sublayer.
+    """
+    found = dict[int, str]()
+    for member in range(len(student.sublayers)):
+        reasons = [_mismatch(student, teacher, member) for teacher in teachers]
+        if any(reasons):
+            found[member] = next(filter(None, reasons))
+    return found
+
+
+def _mismatch(student: Understood, teacher: Understood, member: int) -> str:
+    """Return the reason why a sublayer has no counterpart; empty if it has."""
+    role, teacher_role = student.roles[member], teacher.roles[member]
+    if role.reason or teacher_role.reason:
+        return role.reason or teacher_role.reason
+    if bool(role.heads) != bool(teacher_role.heads):
+        return "the teacher's is of another kind"
+    if role.neurons is not None and teacher_role.neurons is not None:
+        gates = role.neurons.multiplied, teacher_role.neurons.multiplied
+        if (gates[0] is None) != (gates[1] is None):
+            return "one of both has gates"
+    widths = [
+        [norm.width for norm in block.sublayers[member].inner_norms] for block in (student, teacher)
+    ]
+    if widths[0] != widths[1]:
+        return "normalizations inside it have other widths than the teacher's"
+    return ""
+
+
 @final
 class BlockFit:
     """A block of the student, and the teacher's blocks that it stands for."""
@@ -105,38 +142,35 @@ class BlockFit:
         self._student, self._number, self._teacher = student, number, teacher
         self._stream, self._teachers = stream, teachers
         self._sublayers, self._roles = understood.sublayers, understood.roles
+        self._mismatches = mismatches(understood, [teacher.understood for teacher in teachers])
         self._surveys = [self._survey(block) for block in teachers]
 
-    def fit(self) -> list[str]:
+    def fit(self) -> dict[str, str]:
         """Set the weights of the block.
 
         Returns:
-            What was left as drawn, with the reason.
+            Reasons by the first map of each sublayer whose maps that read are left as drawn.
         """
-        unfitted = list[str]()
         stages = [sublayer.stage for sublayer in self._sublayers]
         for stage in dict.fromkeys(stages):
             members = [index for index, number in enumerate(stages) if number == stage]
-            unfitted += self._fit_stage(members)
-        return unfitted
+            self._fit_stage(members)
+        return {
+            self._sublayers[member].inputs[0].path: reason
+            for member, reason in self._mismatches.items()
+        }
 
-    def _fit_stage(self, members: Sequence[int]) -> list[str]:
-        """Fit the sublayers that read one state.
-
-        Returns:
-            What was left as drawn, with the reason.
-        """
+    def _fit_stage(self, members: Sequence[int]) -> None:
+        """Fit the sublayers that read one state."""
         first = self._sublayers[members[0]].stage == 0
-        fitted, unfitted = dict[int, Encoding](), list[str]()
+        fitted = dict[int, Encoding]()
         for member in members:
             sublayer = self._sublayers[member]
             # The state is that before the first of the teacher's blocks, or within the last.
             source = 0 if first else len(self._teachers) - 1
             if sublayer.norm is not None:
                 self._fit_norm(sublayer.norm, member, source)
-            reason = self._mismatch(member)
-            if reason:
-                unfitted.append(f"{sublayer.inputs[0].path}: {reason}")
+            if member in self._mismatches:
                 continue
             self._copy_inner_norms(member)
             surveys = [survey[member] for survey in self._surveys]
@@ -148,30 +182,6 @@ class BlockFit:
             end_norm = self._sublayers[member].end_norm
             if end_norm is not None:
                 self._fit_norm(end_norm, member, last, is_end=True)
-        return unfitted
-
-    def _mismatch(self, member: int) -> str:
-        """Return the reason why the maps of a sublayer that read have no targets."""
-        sublayer, role = self._sublayers[member], self._roles[member]
-        for teacher in self._teachers:
-            teacher_sublayer, teacher_role = (
-                teacher.sublayers[member],
-                teacher.understood.roles[member],
-            )
-            if role.reason or teacher_role.reason:
-                return role.reason or teacher_role.reason
-            if bool(role.heads) != bool(teacher_role.heads):
-                return "the teacher's is of another kind"
-            if role.neurons is not None and teacher_role.neurons is not None:
-                gates = role.neurons.multiplied, teacher_role.neurons.multiplied
-                if (gates[0] is None) != (gates[1] is None):
-                    return "one of both has gates"
-            widths = [
-                [norm.width for norm in entry.inner_norms] for entry in (sublayer, teacher_sublayer)
-            ]
-            if widths[0] != widths[1]:
-                return "normalizations inside it have other widths than the teacher's"
-        return ""
 
     def _copy_inner_norms(self, member: int) -> None:
         teacher_norms = self._teachers[-1].sublayers[member].inner_norms

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from curricle.least_squares.block_fit import BlockFit, obstacle, teacher_block
+from curricle.least_squares.block_fit import BlockFit, mismatches, obstacle, teacher_block
 from curricle.least_squares.calibrated import CalibratedModel, Understood
 from curricle.least_squares.maps import norm_of
 from curricle.least_squares.stream_map import stream_map
@@ -39,8 +39,8 @@ class CalibrationBatch:
 
 def inspect(
     student: TappedModel, teacher: TappedModel, batch: CalibrationBatch
-) -> tuple[tuple[int, int], tuple[str, ...]]:
-    """Return the widths of both models, and the blocks that `fit` would leave as drawn.
+) -> tuple[tuple[int, int], tuple[str, ...], tuple[str, ...]]:
+    """Return the widths of both models, and what of the blocks `fit` would leave as drawn.
 
     Args:
         student: The student, no deeper than the teacher.
@@ -48,24 +48,29 @@ def inspect(
         batch: A batch that both can read.
 
     Returns:
-        Widths of the states of student and teacher; block and reason of each that is left.
+        Widths of the states of student and teacher; blocks that are left, and sublayers of fitted
+        blocks whose maps that read are left, each with the reason.
     """
     with _calibrated(student, teacher, [batch]) as (student_model, teacher_model):
-        obstructed = student_model.obstacle or teacher_model.obstacle
-        begin, unfitted = 0, list[str]()
-        for number, end in enumerate(
-            block_ends(len(student_model.blocks), len(teacher_model.blocks))
-        ):
-            reason = obstructed
-            if not obstructed:
-                reason = obstacle(
-                    student_model.understood(number), _understood(teacher_model, range(begin, end))
-                )
-                student_model.advance(number)
-            if reason:
-                unfitted.append(f"{student_model.paths[number]!r}: {reason}")
+        obstructed = _obstacle(student_model, teacher_model)
+        begin, blocks, sublayers = 0, list[str](), list[str]()
+        ends = block_ends(len(student_model.blocks), len(teacher_model.blocks))
+        for path, (number, end) in zip(student_model.paths, enumerate(ends), strict=True):
+            if obstructed:
+                blocks.append(f"{path!r}: {obstructed}")
+                continue
+            understood = student_model.understood(number)
+            teachers = _understood(teacher_model, range(begin, end))
+            student_model.advance(number)
             begin = end
-        return (student_model.width, teacher_model.width), tuple(unfitted)
+            reason = obstacle(understood, teachers)
+            if reason:
+                blocks.append(f"{path!r}: {reason}")
+                continue
+            for member, mismatch in mismatches(understood, teachers).items():
+                reader = understood.sublayers[member].inputs[0].path
+                sublayers.append(f"'{path}.{reader}': {mismatch}")
+        return (student_model.width, teacher_model.width), tuple(blocks), tuple(sublayers)
 
 
 def fit(
@@ -82,7 +87,7 @@ def fit(
         What was left as drawn, with the reasons.
     """
     with _calibrated(student, teacher, batches) as (student_model, teacher_model):
-        reason = student_model.obstacle or teacher_model.obstacle
+        reason = _obstacle(student_model, teacher_model)
         if reason:
             return (f"all blocks: {reason}",)
         ends = block_ends(len(student_model.blocks), len(teacher_model.blocks))
@@ -130,6 +135,14 @@ def _calibrated(
         )
 
 
+def _obstacle(student: CalibratedModel, teacher: CalibratedModel) -> str:
+    """Return the reason why no block can be fitted; empty if there is none."""
+    positions = [[state.shape[:2] for state in model.states] for model in (student, teacher)]
+    if not (student.obstacle or teacher.obstacle) and positions[0] != positions[1]:
+        return "the teacher's states have other positions"
+    return student.obstacle or teacher.obstacle
+
+
 def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
     """Fit a block and advance both models behind it.
 
@@ -151,7 +164,7 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
             understood=understood,
             teachers=teachers,
         )
-        unfitted = [f"{name}.{entry}" for entry in fit_of_block.fit()]
+        unfitted = [f"'{name}.{path}': {reason}" for path, reason in fit_of_block.fit().items()]
     student_model.advance(number)
     return unfitted
 
@@ -167,14 +180,14 @@ def _understood(model: CalibratedModel, blocks: range) -> list[Understood]:
 
 def _moments(model: CalibratedModel, depths: Sequence[int]) -> list[Tensor]:
     """Return the second moments of a model's states after some of its blocks."""
-    states, moments = model.states, []
+    first_states, moments = model.states, []
     for depth in range(len(model.blocks) + 1):
         if depth:
             model.advance(depth - 1)
         if depth in depths:
             rows = [model.rows(batch, state) for batch, state in enumerate(model.states)]
-            moments.append(torch.stack([sublayer.mT @ sublayer for sublayer in rows]).sum(0))
-    model.states = states
+            moments.append(torch.stack([states.mT @ states for states in rows]).sum(0))
+    model.states = first_states
     return moments
 
 

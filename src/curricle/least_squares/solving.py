@@ -1,7 +1,7 @@
 """Linear least squares from sums over batches.
 
-Only the second moments of inputs and targets are kept, in float64, so that memory does not depend
-on the number of rows. A small ridge pulls toward a prior solution, which decides the directions
+Only the products of inputs and targets are kept, in float64, so that these take no memory for each
+row. A small ridge pulls toward a prior solution, which decides the directions
 that the inputs do not reach.
 
 Axes: row, input, output.
@@ -38,24 +38,20 @@ class Moments:
             has_bias: Whether the map to fit has a bias.
         """
         self._has_bias = has_bias
-        self._count = 0
         self._inputs: Tensor | None = None
         self._products: Tensor | None = None
-        self._targets: Tensor | None = None
 
     def add(self, inputs: Float[Tensor, "row input"], targets: Float[Tensor, "row output"]) -> None:
         """Add the rows of a batch."""
         inputs, targets = inputs.double(), targets.double()
         if self._has_bias:
             inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
-        gram, products, squares = inputs.mT @ inputs, inputs.mT @ targets, targets.square().sum()
-        self._count += len(inputs)
-        if self._inputs is None or self._products is None or self._targets is None:
-            self._inputs, self._products, self._targets = gram, products, squares
+        gram, products = inputs.mT @ inputs, inputs.mT @ targets
+        if self._inputs is None or self._products is None:
+            self._inputs, self._products = gram, products
             return
         self._inputs += gram
         self._products += products
-        self._targets += squares
 
     def solve(self, prior: Affine) -> Affine:
         """Return the map with the least squared error plus ridge times the distance to a prior.

@@ -47,7 +47,6 @@ class Pair:
     teacher: CalibratedModel
     stream: Tensor
     """Map from the teacher's states to the student's."""
-
     readings: Readings = ()
     """What modules of the teacher outside its blocks compute."""
 
@@ -118,7 +117,7 @@ def fit_front(pair: Pair) -> list[str]:
             source = _paired(name, weight, sources)
             mapped = None if source is None else _mapped(source, weight.shape, pair.stream)
             if mapped is None:
-                unfitted.append(f"{name}: the teacher has no parameter that fits")
+                unfitted.append(f"{name!r}: the teacher has no parameter that fits")
             else:
                 weight.copy_(mapped)
     if len(norms) != len(teacher_norms):
@@ -138,7 +137,7 @@ def fit_tail(pair: Pair) -> list[str]:
     student_side, teacher_side = _surroundings(pair.student), _surroundings(pair.teacher)
     kinds = [[step.norm is None for step in side.behind] for side in (student_side, teacher_side)]
     if kinds[0] != kinds[1]:
-        return ["the head: the teacher's has teacher_side modules"]
+        return ["the head: the teacher's has other modules"]
     pair, unfitted = pair.reading(teacher_side.behind), list[str]()
     early = {
         id(weight)
@@ -163,7 +162,7 @@ def fit_tail(pair: Pair) -> list[str]:
             )
             reason = _fit_map(pair, (step.linear, twin.linear), following, early)
         if reason:
-            unfitted.append(f"{step.path}: {reason}")
+            unfitted.append(f"{step.path!r}: {reason}")
     return unfitted
 
 

@@ -32,7 +32,7 @@ def test_a_student_as_large_as_its_teacher_becomes_its_teacher(family: str) -> N
     teacher, student = model(family), model(family, seed=1)
     batches = calibration(family)
     # One batch has fewer positions than the maps have inputs.
-    assert inspect(tapped(student), tapped(teacher), batches[0]) == ((16, 16), ())
+    assert inspect(tapped(student), tapped(teacher), batches[0]) == ((16, 16), (), ())
     assert fit(tapped(student), tapped(teacher), batches[:1]) == ()
     batch = families.inputs(family, 99)
     torch.testing.assert_close(
@@ -153,6 +153,28 @@ def test_a_block_that_is_not_understood_is_left_and_named() -> None:
     assert inspect(student, teacher, batch)[1] == left
     after = student.module.get_submodule("blocks").parameters()
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_sublayers_of_another_kind_are_named_before_and_after_the_fit() -> None:
+    # Both normalize before each sublayer; one has gates.
+    student, teacher = tapped(model("gpt2", seed=1)), tapped(model("llama"))
+    batch = calibration("llama", 1)[0]
+    expected = tuple(
+        f"'transformer.h.{number}.mlp.c_fc': one of both has gates" for number in (0, 1)
+    )
+    assert inspect(student, teacher, batch) == ((16, 16), (), expected)
+    assert set(expected) <= set(fit(student, teacher, [batch]))
+
+
+def test_other_positions_than_the_teachers_are_a_reason() -> None:
+    student, teacher = tapped(model("bert", seed=1)), tapped(model("bert"))
+    batch = families.inputs("bert", 0)
+    assert isinstance(batch, dict)
+    shorter = {"input_ids": batch["input_ids"][:, :-1]}
+    entry = CalibrationBatch(student=shorter, teacher=batch)
+    reason = "the teacher's states have other positions"
+    assert fit(student, teacher, [entry]) == (f"all blocks: {reason}",)
+    assert len(inspect(student, teacher, entry)[1]) == 2
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,13 @@ def test_a_parameter_without_a_counterpart_is_left() -> None:
     models = pair("bert", type_vocab_size=3)
     left = fit_front(models)
     assert left == [
-        "bert.embeddings.token_type_embeddings.weight: the teacher has no parameter that fits"
+        "'bert.embeddings.token_type_embeddings.weight': the teacher has no parameter that fits"
     ]
 
 
 def test_a_head_of_another_size_is_left() -> None:
     models = pair("bert_classifier", num_labels=5)
-    assert fit_tail(models) == ["classifier: its outputs are not those of the teacher's"]
+    assert fit_tail(models) == ["'classifier': its outputs are not those of the teacher's"]
 
 
 def test_a_pooler_takes_the_neurons_that_count() -> None:

@@ -1,10 +1,12 @@
 """Warm start by least squares, bound to models and data.
 
 Binding runs both models on the first batch and notes what cannot be fitted; applying the start
-reads the calibration batches and sets the weights. Memory: the states of both models at one depth,
-for all calibration batches, and squares of the widths.
+reads the calibration batches and sets the weights. Memory: for all calibration batches the states
+of both models at one depth and what the teacher's blocks of one pair compute, and squares of the
+widths.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import final
 
@@ -16,6 +18,8 @@ from curricle.models.peft_adapters import is_tuned
 from curricle.models.tapped import TappedModel
 from curricle.records import StagePlan, Usage
 from curricle.training.setup.placement import Placement
+
+LOGGER = logging.getLogger("curricle")
 
 
 @final
@@ -29,7 +33,7 @@ class BoundLeastSquares:
     stream: Stream
     placement: Placement
     unfitted: tuple[str, ...]
-    """Blocks that stay as drawn, with the reasons."""
+    """Blocks and sublayers that stay as drawn, with the reasons."""
     widths: tuple[int, int]
     """Widths of the states of student and teacher."""
 
@@ -67,7 +71,10 @@ class BoundLeastSquares:
         """
         number, stream = self.declared.batches, self.stream
         batches = [_calibration(stream, self.placement, step) for step in range(number)]
-        fit(self.student, self.teacher, batches)
+        for entry in fit(self.student, self.teacher, batches):
+            # Embeddings and heads are known after the fit only; blocks are among the notes.
+            if entry not in self.unfitted:
+                LOGGER.warning("curricle: 'init' has left as drawn %s", entry)
         return Usage(examples=number * stream.batch_size, tokens=number * stream.tokens_per_batch)
 
 
@@ -107,16 +114,16 @@ def bind_least_squares(
             f"'init' by least squares sets all weights of the student; got {frozen[0]!r} frozen; "
             f"set its requires_grad, or leave 'init' out"
         )
-    widths, unfitted = inspect(student, teacher, _calibration(stream, placement, 0))
+    widths, blocks, sublayers = inspect(student, teacher, _calibration(stream, placement, 0))
     if widths[0] > widths[1]:
         raise BindError(
             f"'init' by least squares needs a student no wider than its teacher; got widths "
             f"{widths[0]} and {widths[1]}"
         )
-    if len(unfitted) == student.depth:
+    if len(blocks) == student.depth:
         raise BindError(
             f"'init' by least squares can fit no block of {type(student.module).__name__}: "
-            f"{unfitted[0]}; 'principal' sets the embeddings alone"
+            f"{blocks[0]}; 'principal' sets the embeddings alone"
         )
     return BoundLeastSquares(
         declared=start,
@@ -124,7 +131,7 @@ def bind_least_squares(
         teacher=teacher,
         stream=stream,
         placement=placement,
-        unfitted=unfitted,
+        unfitted=(*blocks, *sublayers),
         widths=widths,
     )
 

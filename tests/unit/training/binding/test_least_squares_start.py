@@ -119,6 +119,17 @@ def test_a_larger_student_is_refused(fields: dict[str, Any], message: str) -> No
         run(student(**fields), "least_squares")
 
 
+def test_what_is_left_as_drawn_is_said_before_and_at_the_fit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    result, _ = run(model("gpt2", seed=1), "least_squares")
+    note = "'init' leaves as drawn 'transformer.h.0.mlp.c_fc': one of both has gates"
+    assert note in result.notes
+    # Tables of positions, which rotary positions have none of, show when they are looked for.
+    assert "'init' has left as drawn 'transformer.wpe.weight'" in caplog.text
+    assert "c_fc" not in caplog.text
+
+
 def test_frozen_weights_are_refused() -> None:
     network = student()
     network.get_parameter("lm_head.weight").requires_grad = False
