@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from curricle.colocation import beside
-from curricle.least_squares.roles import Roles, roles
+from curricle.least_squares.roles import PLACE, Roles, roles
 from curricle.least_squares.sublayers import Anatomy, BlockCall, Sublayer, anatomy
 from curricle.models.tapped import SEQUENCE_FIRST, Inputs, TappedModel
 
@@ -74,6 +74,8 @@ class CalibratedModel:
             return "its states have the positions before the examples"
         if any(state.ndim != STATE_AXES for state in self.states):
             return "its states are not rows of positions"
+        if self.states[0].shape[1] <= PLACE:
+            return f"its sequences have fewer than {PLACE + 1} positions"
         return ""
 
     @property
@@ -137,7 +139,10 @@ class CalibratedModel:
             for linear in (*sublayer.inputs, sublayer.output)
         )
         if key not in self._roles:
-            block, (calls, state) = self.blocks[number], self._pass(_example(self.batches[0]))
+            block, (calls, state) = (
+                self.blocks[number],
+                self._pass(_example(self.batches[0], self._counted[0])),
+            )
             call = calls[number]
             if any(weight.dtype != torch.float32 for weight in block.parameters()):
                 # Effects of single columns drown in the rounding of 16 bits.
@@ -157,13 +162,21 @@ class CalibratedModel:
         self.states = [self.run(batch, number, state) for batch, state in enumerate(self.states)]
 
 
-def _example(inputs: Inputs) -> Inputs:
-    """Return one example, of a few positions if it has tokens."""
-    if isinstance(inputs, Tensor):
-        return _first(inputs)
-    return {name: _first(tensor) for name, tensor in inputs.items()}
+def _example(inputs: Inputs, counted: Bool[Tensor, "example position"] | None) -> Inputs:
+    """Return the longest example, of a few counted positions if it has tokens."""
+    example, positions = 0, torch.arange(PROBED_POSITIONS)
+    if counted is not None:
+        # Padding may come first, and attention does not read it.
+        example = int(counted.sum(1).argmax())
+        positions = counted[example].nonzero()[:PROBED_POSITIONS, 0].cpu()
 
+    def cut(tensor: Tensor) -> Tensor:
+        row = tensor[example : example + 1]
+        has_tokens = tensor.ndim == 2 and not tensor.is_floating_point()  # noqa: PLR2004
+        return row[:, beside(positions[positions < row.shape[1]], row)] if has_tokens else row
 
-def _first(tensor: Tensor) -> Tensor:
-    has_tokens = tensor.ndim == 2 and not tensor.is_floating_point()  # noqa: PLR2004
-    return tensor[:1, :PROBED_POSITIONS] if has_tokens else tensor[:1]
+    return (
+        cut(inputs)
+        if isinstance(inputs, Tensor)
+        else {name: cut(tensor) for name, tensor in inputs.items()}
+    )

@@ -98,6 +98,28 @@ def test_padding_changes_nothing() -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
+def test_padding_may_come_before_the_tokens() -> None:
+    teacher, student = model("llama"), model("llama", seed=1)
+    batches = []
+    for entry in calibration("llama"):
+        inputs = entry.student
+        assert isinstance(inputs, dict)
+        counted = torch.ones(8, families.LENGTH, dtype=torch.bool)
+        counted[:, :6] = False
+        counted[1, 2:] = True
+        padded = {**inputs, "attention_mask": counted.long()}
+        batches.append(CalibrationBatch(student=padded, teacher=padded, counted=counted))
+    assert fit(tapped(student), tapped(teacher), batches) == ()
+    assert error("llama", student, teacher) < 1e-6
+
+
+def test_sequences_too_short_to_show_attention_are_a_reason() -> None:
+    ids = {"input_ids": torch.full((4, 2), 5)}
+    batch = CalibrationBatch(student=ids, teacher=ids)
+    left = fit(tapped(model("bert", seed=1)), tapped(model("bert")), [batch])
+    assert left == ("all blocks: its sequences have fewer than 3 positions",)
+
+
 def test_a_teacher_in_bfloat16_is_read_in_its_precision() -> None:
     teacher, student = model("llama"), model("llama", seed=1)
     rounded = model("llama").bfloat16()
