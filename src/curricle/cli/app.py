@@ -456,8 +456,8 @@ def _report(folders: list[Path], output: Path | None = None) -> None:
     page = output or usual_page(folders)
     summary = write_report(folders, page)
     console.print(summary_table(summary))
-    lines = (summary.gap, summary.source_note, *summary.notes, headline(summary), f"report: {page}")
-    for line in filter(None, lines):
+    notes = (summary.gap, summary.gap_note, summary.source_note, *summary.notes)
+    for line in filter(None, (*notes, headline(summary), f"report: {page}")):
         _print(line)
 
 

@@ -5,8 +5,9 @@ reached the goal with the fewest examples leads the line, or that with the fewes
 where the budget is of these; those that needed equally many lead it together. A strategy that did
 not reach the goal gives a lower bound: its mean would be at least the cost of its runs. A strategy
 whose final value is the goal has the cost of its whole runs, unless every seed reached it earlier.
-The line mentions another strategy that was cheaper in another unit, the best final metric, and runs
-that are incomplete or missing. Where the numbers are not comparable, the line consists of that
+The line mentions another strategy that was cheaper in another unit, the best final metric, the
+strategy that closed most of the gap between labels and teacher, and runs that are incomplete or
+missing. Where the numbers are not comparable, the line consists of that
 caution.
 
 Design: every word of it follows from a `Summary`, so a summary read back from JSON gives it again.
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from curricle.reports.comparisons import cost_verdict, verdict
 from curricle.reports.directions import remedy
 from curricle.reports.formatting import mean, metric_text, short, with_interval
+from curricle.reports.gaps import FALLBACK
 from curricle.reports.student_warnings import chance_warning
 from curricle.reports.summary import MethodSummary, Summary
 
@@ -68,6 +70,7 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     cheaper = _cheaper(leaders, reached, lead)
     finals = {name: method for name, method in summary.methods.items() if method.finals}
     ends = [_best(summary, finals)] if len(finals) > 1 else []
+    ends += _gap(summary)
     return f"{'; '.join([opening, *_shortened(clauses), *cheaper, *ends])}{_seeds(summary)}."
 
 
@@ -191,7 +194,7 @@ def _without_leader(summary: Summary) -> str:
     elif summary.better is None and len(finals) > 1:
         result = f"no strategy is called best: {remedy(summary.metric)}"
     else:
-        result = _best(summary, finals)
+        result = "; ".join([_best(summary, finals), *_gap(summary)])
     missed = f"no strategy reached {goal} on every seed; " if goal else ""
     without = "" if goal else "; no goal was set, so costs are not compared"
     return f"{missed}{result}{without}{_seeds(summary)}."
@@ -221,6 +224,25 @@ def _best(summary: Summary, methods: Mapping[str, MethodSummary]) -> str:
     if unclear:
         return f"{result}; {NOISE} from {level}"
     return result if "single" in verdicts.values() else f"{result}, a measurable difference"
+
+
+def _gap(summary: Summary) -> list[str]:
+    """Return which strategy closed most of the gap between labels and teacher, if any did.
+
+    A gap from another base than labels is in the table alone.
+    """
+    base = summary.gap_base
+    gaps = {
+        name: method.gap_closed.mean
+        for name, method in summary.methods.items()
+        if method.gap_closed is not None and name != base
+    }
+    best = max(gaps, key=lambda name: (gaps[name], name), default="")
+    if base in (None, FALLBACK) or not best or gaps[best] <= 0:
+        return []
+    teacher = metric_text(summary.metric, summary.teacher_final)
+    share = summary.methods[best].gap_closed
+    return [f"{best} closed {share} of the gap between {base} and the teacher ({teacher})"]
 
 
 def _cost(method: MethodSummary, cost: str) -> float:

@@ -67,6 +67,11 @@ CURVES = (
     "t; with two seeds 12.7 standard errors to each side), drawn as far as the panel "
     "reaches{clipped}; one seed has none. Thin lines are single seeds{left_out}."
 )
+GAP_NOTE = (
+    "{ends} It is a share of final metrics, negative below the base, and blank where the teacher is "
+    "not better than the base beyond its interval. Its own interval counts the noise of strategy "
+    "and base (delta method), not that of the single teacher."
+)
 GOAL_NOTE = (
     "A cost is that of the first evaluation at or past the goal, and is given only if every seed "
     "reached it."
@@ -170,6 +175,8 @@ def _budget(budget: Mapping[str, object]) -> str:
 def _reading(runs: Sequence[Run], summary: Summary) -> list[str]:
     """Return the notes needed to read the table."""
     notes = [READING] if summary.goal is None else [READING, GOAL_NOTE]
+    if summary.gap_note:
+        notes.append(GAP_NOTE.format(ends=summary.gap_note))
     if is_share(summary.metric) and len(runs) > 1:
         notes.append(CLIPPED)
     if len(summary.methods) > 1:

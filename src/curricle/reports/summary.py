@@ -15,6 +15,8 @@ Rules that keep the comparison honest:
 - Planned runs without records are named in `missing`.
 - Where the direction of the metric is unknown (`better` is None),
   no goal can be reached and no strategy is called best.
+- The closed gap between training from labels and the teacher is a share of final metrics; see
+  `gaps` for its base, its interval and where it is undefined.
 - Total FLOPs are the student's and the teacher's forward passes while distilling. The
   training of the teacher is reported apart, because a teacher is used more than once.
 
@@ -39,6 +41,7 @@ from curricle.reports.formatting import (
     mean_text,
     metric_text,
 )
+from curricle.reports.gaps import GapClosed, gap_base, gap_closed
 from curricle.reports.run_folders import Measurement, Run, grouped
 from curricle.reports.student_warnings import warnings_on_ends
 from curricle.values import plain, value
@@ -136,6 +139,9 @@ class MethodSummary:
     notes: tuple[str, ...] = ()
     """Decisions made at binding by default, and warnings about the ends of its students,
     one sentence each."""
+    gap_closed: GapClosed | None = None
+    """Share of the gap between `Summary.gap_base` and the teacher that it closes; None where that
+    is undefined (see `gaps`)."""
 
     @property
     def finals(self) -> dict[int, float]:
@@ -210,6 +216,20 @@ class Summary:
     """Why no verdict may be read from the numbers; empty if one may."""
     better: Direction | None = None
     """Direction of the metric; None if unknown."""
+    teacher_final: float | None = None
+    """The metric of the finished teacher on the held-out data; None if it was not measured."""
+    gap_base: str | None = None
+    """Strategy at which the closed gap is 0: training from labels, else `one_shot`; None if no
+    strategy has a closed gap."""
+
+    @property
+    def gap_note(self) -> str:
+        """Return in a sentence the two ends of the closed gap; empty if no strategy has one."""
+        if self.gap_base is None:
+            return ""
+        base = self.methods[self.gap_base].final_text
+        teacher = metric_text(self.metric, self.teacher_final)
+        return f"Gap closed: 0 is {self.gap_base} ({base}), 1 is the teacher ({teacher})."
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -289,6 +309,7 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
     missing: Sequence[str] = (),
     caution: str = "",
     better: Direction | None = None,
+    teacher_final: float | None = None,
 ) -> Summary:
     """Return the comparison of runs in numbers.
 
@@ -302,6 +323,8 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
         caution: Reason against any verdict; empty if there is none.
         better: Direction of the metric; None takes that declared by the runs, else derives it
             from the name.
+        teacher_final: The metric of the finished teacher on the held-out data; None takes that at
+            the end of its recorded training, if there is one.
 
     Raises:
         CheckpointError: If there is no run of a student, or their tasks differ.
@@ -324,6 +347,9 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
     aim = _Aim(metric=judged, goal=goal, better=better)
     warnings = warnings_on_ends(groups, judged, better)
     teachers = [_seed_summary(run, aim) for run in runs if run.is_teacher]
+    if teacher_final is None and teachers and teachers[0].complete:
+        teacher_final = teachers[0].final.get(judged)
+    base, gaps = _gaps(groups, aim, teacher_final)
     return Summary(
         task=opening.task,
         metric=judged,
@@ -331,7 +357,11 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
         budget=dict(budget or {}),
         methods={
             method: _method_summary(
-                group, aim, is_source=method == goal_of, warnings=warnings[method]
+                group,
+                aim,
+                is_source=method == goal_of,
+                warnings=warnings[method],
+                gap=gaps.get(method),
             )
             for method, group in groups.items()
         },
@@ -340,7 +370,30 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
         missing=tuple(missing),
         caution=caution,
         better=better,
+        teacher_final=teacher_final,
+        gap_base=base,
     )
+
+
+def _gaps(
+    groups: Mapping[str, Sequence[Run]], aim: _Aim, teacher: float | None
+) -> tuple[str | None, dict[str, GapClosed]]:
+    """Return the base, and the closed gap of each strategy that has one."""
+    if teacher is None or aim.better is None:
+        return None, {}
+    finals = {
+        name: {run.seed: run.end.metrics[aim.metric] for run in runs if run.end is not None}
+        for name, runs in groups.items()
+    }
+    base = gap_base(groups, finals, aim.better)
+    if base is None:
+        return None, {}
+    gaps = {
+        name: gap
+        for name, numbers in finals.items()
+        if (gap := gap_closed(numbers, finals[base], teacher, aim.better)) is not None
+    }
+    return (base if gaps else None), gaps
 
 
 def _check_task(runs: Sequence[Run]) -> None:
@@ -383,7 +436,12 @@ def write_summary(summary: Summary, path: Path) -> None:
 
 
 def _method_summary(
-    runs: Sequence[Run], aim: _Aim, *, is_source: bool, warnings: Sequence[str]
+    runs: Sequence[Run],
+    aim: _Aim,
+    *,
+    is_source: bool,
+    warnings: Sequence[str],
+    gap: GapClosed | None,
 ) -> MethodSummary:
     seeds = tuple(_seed_summary(run, aim) for run in runs)
     reached = [seed.to_goal for seed in seeds if seed.to_goal is not None]
@@ -397,6 +455,7 @@ def _method_summary(
         reached=f"{len(reached)}/{len(seeds)}",
         seeds=seeds,
         notes=(*dict.fromkeys(text for run in runs for text in run.opening.notes), *warnings),
+        gap_closed=gap,
     )
 
 

@@ -76,8 +76,10 @@ class Grid:
 
 
 def summary_grid(summary: Summary) -> Grid:
-    """Return one row a strategy: the final metric and, if there is a goal, the costs to it."""
-    final = ("strategy", f"final {summary.metric}")
+    """Return one row a strategy: final metric, closed gap, and the costs to a goal, if any."""
+    # The column of gaps goes where no strategy has any, as without a measured teacher.
+    gaps = () if summary.gap_base is None else (f"gap closed, {summary.gap_base} to teacher",)
+    final = ("strategy", f"final {summary.metric}", *gaps)
     methods = summary.methods.items()
     # A column has one form: with the values of the seeds wherever one strategy needs them.
     complete = [[*method.finals.values()] for _, method in methods if method.finals]
@@ -86,18 +88,27 @@ def summary_grid(summary: Summary) -> Grid:
         return Grid(
             title=summary.task,
             columns=final,
-            rows=tuple((name, _final(method, has_ends=has_ends)) for name, method in methods),
-            numeric=(False, True),
+            rows=tuple(
+                (name, _final(method, has_ends=has_ends), *_gap(method, summary))
+                for name, method in methods
+            ),
+            numeric=(False, *[True] * (len(final) - 1)),
         )
     heads = [f"{COST_WORDS[name]} to goal" for name in COSTS]
     return Grid(
         title=f"{summary.task}: to {summary.goal_words}",
         columns=(*final, *heads, "reached"),
         rows=tuple(
-            (name, _final(method, has_ends=has_ends), *_costs(method), method.reached)
+            (
+                name,
+                _final(method, has_ends=has_ends),
+                *_gap(method, summary),
+                *_costs(method),
+                method.reached,
+            )
             for name, method in methods
         ),
-        numeric=(False, *[True] * (len(heads) + 2)),
+        numeric=(False, *[True] * (len(final) + len(heads))),
     )
 
 
@@ -105,6 +116,13 @@ def _final(method: MethodSummary, *, has_ends: bool) -> str:
     if not method.finals:
         return "no complete run"
     return mean_text(method.final.metric, [*method.finals.values()], has_ends=has_ends)
+
+
+def _gap(method: MethodSummary, summary: Summary) -> list[str]:
+    """Return the cell of the closed gap; none if the table lacks the column."""
+    if summary.gap_base is None:
+        return []
+    return [NONE if method.gap_closed is None else str(method.gap_closed)]
 
 
 def _costs(method: MethodSummary) -> list[str]:

@@ -41,12 +41,13 @@ from curricle.runs.budget import Budget, bind_within, budget_of
 from curricle.runs.folder import recorded_steps, run_folder
 from curricle.runs.report import summarized, write_report
 from curricle.runs.request import Request, write_request
+from curricle.runs.teacher_file import write_teacher_metrics
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.trackers import TrackerName, check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.distill import evaluator_of, execute, teacher_notes
+from curricle.training.distill import evaluator_of, execute, teacher_metrics, teacher_notes
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.setup.arguments import (
@@ -84,15 +85,17 @@ class Comparison:
     students: Mapping[tuple[str, int], nn.Module]
     """Trained students by strategy and seed."""
     summary: Summary
-    """Final metrics, costs to the goal and intervals over seeds."""
+    """Final metrics, shares of the gap between labels and teacher, costs to the goal, and intervals
+    over seeds."""
     report: Path | None = None
     """HTML page; None if nothing was written."""
 
     def __str__(self) -> str:
         """Return the table of strategies and the verdict."""
         summary = self.summary
-        notes = "\n".join(filter(None, (summary.gap, summary.source_note, *summary.notes)))
-        return "\n\n".join(filter(None, (summary_markdown(summary), notes, headline(summary))))
+        notes = (summary.gap, summary.gap_note, summary.source_note, *summary.notes)
+        lines = "\n".join(filter(None, notes))
+        return "\n\n".join(filter(None, (summary_markdown(summary), lines, headline(summary))))
 
 
 @final
@@ -230,20 +233,24 @@ class _Plan:
             outputs=Outputs(folder=place, observers=observers, better=self.better),
         )
 
-    def rehearse(self, seed: int, folder: Path) -> None:
-        """Bind each strategy once, and warn of a teacher at chance.
+    def rehearse(self, seed: int, folder: Path) -> dict[str, float]:
+        """Return the metrics of the teacher after binding each strategy once.
+
+        A teacher at chance is warned of.
 
         Args:
             seed: Seed of the runs.
             folder: Folder of the comparison.
         """
         check_trackers(self.trackers)
-        is_judged = False
+        is_judged, metrics = False, dict[str, float]()
         for name in self.strategies:
             run = self.bound(name, seed, run_folder(folder, name, seed))
             if run.teachers and not is_judged:
                 teacher_notes(self.evaluate, self.teacher, run)
+                metrics = teacher_metrics(self.evaluate, run)
                 is_judged = True
+        return metrics
 
     def bound(self, name: str, seed: int, folder: Path) -> BoundRun:
         """Return the run of a strategy and a seed at the length that the budget pays for."""
@@ -386,8 +393,9 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         )
     with _opened(output_dir) as folder:
         # A mistake in the last strategy shows before the first student has cost its time.
-        plan.rehearse(seeds[0], folder)
+        levels = plan.rehearse(seeds[0], folder)
         write_request(folder, request, resume=resume)
+        write_teacher_metrics(folder, levels)
         runs = [(name, seed) for seed in seeds for name in plan.strategies]
         with shown_progress(is_wanted=progress, is_comparison=True) as new_observer:
             students = plan.train(runs, folder, new_observer=new_observer, resume=resume)

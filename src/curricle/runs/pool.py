@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from curricle.errors import CheckpointError
 from curricle.records import Record
 from curricle.runs.spec import RunSpec
-from curricle.runs.train import StudentRun, classes, train_class
+from curricle.runs.train import StudentRun, classes, measure_teacher, train_class
 from curricle.training.setup.interrupts import Interrupted
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     Raises:
         CheckpointError: If a process is killed, for example because memory has run out.
     """
+    measure_teacher(spec)
     student_classes = classes(spec)
     if jobs == 1:
         for students in student_classes:

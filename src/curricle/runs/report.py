@@ -19,6 +19,7 @@ from curricle.reports.summary import Summary, summarize, write_summary
 from curricle.runs.folder import STUDENTS, has_spec, read_origin, run_folder, stored_fields
 from curricle.runs.request import Request, read_request
 from curricle.runs.spec import SEEDS
+from curricle.runs.teacher_file import read_teacher_metrics
 from curricle.values import plain
 
 MOST_NAMED = 6
@@ -64,6 +65,7 @@ def summarized(
     """
     runs = load_runs(folders)
     request = read_request(folders[0])
+    judged = request.metric or next(run for run in runs if not run.is_teacher).opening.metric
     summary = summarize(
         runs,
         metric=request.metric,
@@ -73,6 +75,7 @@ def summarized(
         missing=_missing(folders, runs),
         caution=next(filter(None, map(caution, folders)), ""),
         better=better or request.better,
+        teacher_final=read_teacher_metrics(folders[0]).get(judged),
     )
     return runs, summary
 

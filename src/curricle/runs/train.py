@@ -48,12 +48,13 @@ from curricle.runs.folder import (
     run_folder,
 )
 from curricle.runs.spec import SEEDS, Model, RunSpec, require_field
+from curricle.runs.teacher_file import read_teacher_metrics, write_teacher_metrics
 from curricle.task_data import TaskData, with_objectives
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.trackers import check_trackers, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.distill import execute, teacher_notes
+from curricle.training.distill import execute, teacher_metrics, teacher_notes
 from curricle.training.loop.best import best_weights, check_evaluated
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, label_metrics
@@ -177,6 +178,25 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
             folder=folder, observers=(*observers, *reports), trajectory=writer, task=data.name
         )
         _execute(spec, run, data, outputs)
+
+
+def measure_teacher(spec: RunSpec) -> None:
+    """Keep the metrics of a pretrained teacher beside the runs of its comparison, once.
+
+    One that is trained here has its own records. Stored targets have no teacher to measure.
+
+    Args:
+        spec: Spec of the comparison.
+    """
+    if spec.teacher.total is not None or read_teacher_metrics(spec.folder):
+        return
+    for student in first_runs(spec):
+        run = _planned(spec, student, PROVISIONAL if _is_timed(spec) else None)
+        if run.teachers:
+            data = open_task(spec, data_seed(spec, student.seed), "student")
+            evaluate = _evaluator(spec, data, run.teacher, spec.goal.metric)
+            write_teacher_metrics(spec.folder, teacher_metrics(evaluate, run))
+            return
 
 
 def train_student(

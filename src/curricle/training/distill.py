@@ -52,6 +52,7 @@ from curricle.training.loop.evaluation import (
     Evaluator,
     chance_of,
     label_metrics,
+    metrics_of_teacher,
     teacher_is_at_chance,
     with_outputs,
 )
@@ -435,6 +436,19 @@ def teacher_notes(evaluate: Evaluator, teacher: object, run: BoundRun) -> tuple[
         return ()
     LOGGER.warning("curricle: %s", TEACHER_AT_CHANCE)
     return (TEACHER_AT_CHANCE,)
+
+
+def teacher_metrics(evaluate: Evaluator, run: BoundRun) -> dict[str, float]:
+    """Return the metrics of a run's teacher; empty if it is no model or was not judged.
+
+    Args:
+        evaluate: Evaluation of the run.
+        run: The bound run.
+    """
+    if not isinstance(run.teacher, LiveTeacher):
+        return {}
+    # Judged at the output of the labels, as the student is.
+    return metrics_of_teacher(with_outputs(evaluate, run.objectives), run.teacher.model, run.tables)
 
 
 def evaluator_of(

@@ -340,3 +340,27 @@ def test_a_strategy_in_the_form_of_a_spec_is_refused_with_that_of_python() -> No
     nested = {"labels": {"curriculum": {"kind": "from_labels"}}}
     with pytest.raises(SpecError, match=r"write \{'labels': \{'kind': 'from_labels'\}\}"):
         compared(strategies=nested)
+
+
+def test_the_teacher_is_measured_on_the_held_out_data_of_its_students() -> None:
+    """Against the share of its right answers on the held-out batches, counted by hand."""
+    with seeding.scoped(3, "model"):
+        teacher = MLP(INPUTS, (16,), 2)
+    held_out = [parity(purpose="evaluation").batch(step) for step in range(2)]
+    summary = compared(teacher=teacher, evaluation=held_out, seeds=(0,)).summary
+    right = [(teacher(batch.leading).argmax(-1) == batch.labels).float() for batch in held_out]
+    assert summary.teacher_final == pytest.approx(float(torch.cat(right).mean()))
+
+
+def test_a_teacher_is_not_measured_by_a_function_of_the_caller() -> None:
+    calls: list[object] = []
+
+    def judge(model: Any) -> dict[str, float]:
+        calls.append(model.module)
+        return {"accuracy": 0.5}
+
+    with seeding.scoped(3, "model"):
+        teacher = MLP(INPUTS, (16,), 2)
+    summary = compared(teacher=teacher, evaluation=judge, seeds=(0,)).summary
+    assert summary.teacher_final is None
+    assert teacher not in calls

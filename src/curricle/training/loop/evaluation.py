@@ -77,6 +77,34 @@ def teacher_is_at_chance(
     return False
 
 
+def metrics_of_teacher(
+    evaluate: Evaluator, teacher: TappedModel, tables: Sequence[TableLimit] = ()
+) -> dict[str, float]:
+    """Return the metrics of a teacher on the held-out batches, all of them.
+
+    Left out are metrics that compare with the teacher. Not judged, hence empty, is a teacher as in
+    `teacher_is_at_chance`.
+
+    Args:
+        evaluate: Evaluator of held-out batches, or a function of the user.
+        teacher: The teacher, where the batches are.
+        tables: Tables of the models, which must have a row for each id.
+    """
+    if not isinstance(evaluate, _LabelEvaluator):
+        return {}
+    metrics = tuple(metric for metric in evaluate.metrics if metric.reads != "teacher")
+    has_own_inputs = any(batch.for_teacher is not batch for batch in evaluate.batches)
+    if not metrics or has_own_inputs:
+        return {}
+    check_ids(evaluate, tables, "teacher")
+    judge = replace(evaluate, metrics=metrics, teacher=None)
+    with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
+        with looked_at(teacher.module):
+            numbers = judge(teacher)
+        return {name: number for name, number in numbers.items() if math.isfinite(number)}
+    return {}
+
+
 def check_ids(evaluate: Evaluator, tables: Sequence[TableLimit], module: str = "student") -> None:
     """Check that the embeddings of a model have a row for each id of the held-out batches.
 
