@@ -163,6 +163,7 @@ def demo(
 def plan(spec: Spec, sets: Sets = None) -> None:
     """Print inputs, trained parameters and cost of each stage, without training."""
     from curricle.reports.tables import plan_table
+    from curricle.runs.label_costs import label_notes
     from curricle.runs.spec import load_spec
     from curricle.runs.train import first_runs, planned_student, single_run
 
@@ -175,10 +176,13 @@ def plan(spec: Spec, sets: Sets = None) -> None:
     for run in runs:
         bound = planned_student(run_spec, run)
         console.print(plan_table(bound.plans, title=run.name))
-        for note in bound.notes:
+        # Students of a comparison share their teacher.
+        trains_teacher = run_spec.teacher.total is not None and not run_spec.strategies
+        lines = (*bound.notes, *label_notes(bound, trains_teacher=trains_teacher))
+        for note in lines:
             if note not in notes:
                 _print(note)
-        notes |= dict.fromkeys(bound.notes)
+        notes |= dict.fromkeys(lines)
 
 
 @app.command()

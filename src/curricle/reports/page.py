@@ -68,8 +68,8 @@ CURVES = (
     "reaches{clipped}; one seed has none. Thin lines are single seeds{left_out}."
 )
 GAP_NOTE = (
-    "{ends} It is a share of final metrics, negative below the base, and blank where the teacher is "
-    "not better than the base beyond its interval. Its own interval counts the noise of strategy "
+    "{ends} It is a share of final metrics, negative below the base, and blank where the teacher "
+    "is not better than the base beyond its interval. Its own interval counts the noise of strategy "
     "and base (delta method), not that of the single teacher."
 )
 GOAL_NOTE = (

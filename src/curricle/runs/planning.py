@@ -17,6 +17,7 @@ from curricle.metrics import ACCURACY, Metric, metric_of
 from curricle.models.wrapping import tapped
 from curricle.records import StagePlan
 from curricle.reports.tables import Grid, plan_grid, to_markdown
+from curricle.runs.label_costs import label_notes
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import bind
@@ -47,7 +48,8 @@ class Plan:
     num_steps: int
     """Length of the run in steps, if every stage takes its longest."""
     notes: tuple[str, ...]
-    """Decisions made by default, one sentence each."""
+    """Decisions made by default, and the cost beside that of training from labels, one sentence
+    each."""
 
     def grid(self) -> Grid:
         """Return one row a stage, and the sums."""
@@ -115,7 +117,7 @@ def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
         seed=seed,
     )
     check_evaluated(settings, run.num_steps)
-    notes = run.notes
+    notes = (*run.notes, *label_notes(run))
     if evaluation is not None:
         evaluate = evaluator_of(held_out, settings, metric or ACCURACY, source)
         notes += teacher_notes(evaluate, source, run)
