@@ -11,7 +11,7 @@ from jaxtyping import Integer
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.checksums import CHECK, SEAL, LineChain, read_lines
+from curricle.checksums import CHECK, SEAL, LineChain
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.batch import Batch
@@ -21,12 +21,11 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.records import ProbeRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
-from curricle.values import fingerprint, parse, plain
+from curricle.values import fingerprint, plain
 
 INPUTS, CLASSES = 6, 2
 
@@ -83,11 +82,6 @@ def layers(*taps: tuple[Any, Any], **fields: Any) -> Curriculum:
         for number, (student, teacher) in enumerate(taps, start=1)
     )
     return Curriculum(name="layers", stages=stages)
-
-
-def read_probes(path: Path) -> list[ProbeRecord]:
-    """Return the records of probes in a file."""
-    return [parse(ProbeRecord, line) for line in read_lines(path.read_bytes())]
 
 
 def edit_records(path: Path, text: str) -> None:

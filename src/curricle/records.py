@@ -31,10 +31,11 @@ from curricle.checksums import (
     LineChain,
     check_sealed,
     is_cut,
+    read_lines,
     sealed_lines,
     sealed_names,
 )
-from curricle.errors import CheckpointError
+from curricle.errors import CheckpointError, reason
 from curricle.files import disk_errors, write_bytes
 from curricle.values import parse, plain, value
 from curricle.yaml_specs import Document
@@ -433,6 +434,22 @@ def _faulty(path: Path, rule: str) -> str:
 def write_probes(path: Path, records: Iterable[ProbeRecord]) -> None:
     """Write results of probes in place of earlier ones."""
     write_bytes(path, sealed_lines(map(plain, records)))
+
+
+def read_probes(path: Path) -> list[ProbeRecord]:
+    """Return the results of probes in a file; none if it does not exist.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [parse(ProbeRecord, line) for line in read_lines(path.read_bytes())]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} must be the file that 'curricle probe' wrote; {reason(error)}"
+        ) from None
 
 
 def _chain_of(path: Path, size: int, head: str | None) -> LineChain:

@@ -25,7 +25,7 @@ FROZEN = {
     "resume": (["run"], ["--jobs"]),
     "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
-    "probe": (["run"], ["--examples", "--train-probes"]),
+    "probe": (["run"], ["--examples", "--train-probes", "--only"]),
     "evaluate": (
         ["run"],
         [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import read_probes
+from curricle.records import read_probes
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
@@ -47,13 +47,16 @@ def test_a_student_of_masked_text_is_looked_into(
     found = read_probes(tmp_path / "run" / "probes.jsonl")
     assert [(one.probe, one.model, one.step) for one in found] == [
         ("ngrams", "teacher", 2),
+        ("ranks", "teacher", 2),
         ("ngrams", "teacher", 4),
+        ("ranks", "teacher", 4),
         ("ngrams", "extraction", 4),
+        ("ranks", "extraction", 4),
         ("similarity", "extraction", 4),
     ]
-    assert all(0 <= one.numbers["robust_3_median"] <= 2 for one in found[:3])
+    assert all(0 <= one.numbers["robust_3_median"] <= 2 for one in found[:5:2])
     # Tap 0 shows the embeddings of the same tokens, in both.
-    assert set(found[3].numbers) == {"cka_0_0", "cka_0_1", "cka_1_0", "cka_1_1"}
+    assert set(found[6].numbers) == {"cka_0_0", "cka_0_1", "cka_1_0", "cka_1_1"}
 
 
 def test_probes_are_trained_on_strings_of_a_grammar(
@@ -67,14 +70,15 @@ def test_probes_are_trained_on_strings_of_a_grammar(
     assert "linear: accuracy of the labels read off each tap" in words
     assert "nonterminals: accuracy of the symbols above each token" in words
     found = read_probes(tmp_path / "run" / "probes.jsonl")
-    assert [(one.probe, one.model, one.step) for one in found[-4:]] == [
+    assert [(one.probe, one.model, one.step) for one in found[-5:]] == [
         ("ngrams", "extraction", 4),
         ("linear", "extraction", 4),
         ("nonterminals", "extraction", 4),
+        ("ranks", "extraction", 4),
         ("similarity", "extraction", 4),
     ]
-    assert set(found[-3].numbers) == {"linear_0_accuracy", "linear_1_accuracy"}
-    assert set(found[-2].numbers) == {
+    assert set(found[-4].numbers) == {"linear_0_accuracy", "linear_1_accuracy"}
+    assert set(found[-3].numbers) == {
         "level_0_accuracy",
         "level_1_accuracy",
         "level_2_accuracy",

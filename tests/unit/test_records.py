@@ -19,11 +19,11 @@ from curricle.records import (
     StageRecord,
     StepRecord,
     Usage,
+    read_probes,
     read_records,
     write_probes,
 )
 from curricle.values import parse, plain
-from tests.parts import read_probes
 
 SPENT = Usage(steps=2, examples=64, tokens=640, student_flops=300, teacher_flops=100, seconds=0.5)
 PLAN = StagePlan(
@@ -266,3 +266,14 @@ def test_the_former_name_of_the_usage_is_read(tmp_path: Path) -> None:
     assert any("usage" in document for document in renamed)
     path.write_bytes(b"".join(map(chain.line, renamed)))
     assert list(read_records(path)) == RUN
+
+
+def test_a_folder_without_probes_has_no_results_of_any(tmp_path: Path) -> None:
+    assert read_probes(tmp_path / "probes.jsonl") == []
+
+
+def test_damaged_results_of_probes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    path.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"must be the file that 'curricle probe' wrote; "):
+        read_probes(path)

@@ -302,10 +302,14 @@ def probe(
             help="Also train probes that read labels, and symbols of a grammar, off hidden states.",
         ),
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Probe to use, as ranks; repeatable. All by default."),
+    ] = None,
 ) -> None:
     """Look inside the teacher's checkpoints and the finished students of a run."""
     from curricle.records import PROBES
-    from curricle.reports.probe_tables import probe_grids, save_probe_figure
+    from curricle.reports.probe_tables import probe_grids, rank_notes, save_probe_figure
     from curricle.reports.tables import to_rich
     from curricle.runs.probe import probe_run
 
@@ -316,9 +320,12 @@ def probe(
             # A status reads texts as markup, and a strategy may have any name.
             watch=lambda name: status.update(Text(visible(name))),
             trains_probes=train_probes,
+            only=only or (),
         )
     for grid in probe_grids(records):
         console.print(to_rich(grid))
+    for note in rank_notes(records):
+        _print(note)
     probes = run / PROBES
     for path in (probes, *save_probe_figure(records, probes.with_suffix(""))):
         _print(path)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from curricle.probes.nonterminals import NonterminalProbe as NonterminalProbe
     from curricle.probes.nonterminals import nonterminal_accuracies as nonterminal_accuracies
     from curricle.probes.nonterminals import nonterminal_probe as nonterminal_probe
+    from curricle.probes.ranks import student_ranks as student_ranks
+    from curricle.probes.ranks import tap_ranks as tap_ranks
     from curricle.probes.representations import effective_rank as effective_rank
     from curricle.probes.representations import linear_accuracy as linear_accuracy
     from curricle.probes.representations import linear_cka as linear_cka
@@ -30,6 +32,7 @@ else:
             "ngrams": ("ngram_distances", "ngram_reliance"),
             "nonterminals": ("NonterminalProbe", "nonterminal_accuracies", "nonterminal_probe"),
             "forward_passes": ("Probe", "hidden_states", "numbered_taps"),
+            "ranks": ("student_ranks", "tap_ranks"),
             "representations": (
                 "effective_rank",
                 "linear_accuracy",

@@ -197,14 +197,19 @@ def linear_accuracy(
     return float(right.double().mean())
 
 
-def effective_rank(states: Float[Tensor, "row width"]) -> float:
+def effective_rank(states: Float[Tensor, "row width"], *, directions: int | None = None) -> float:
     """Return the effective number of directions of centered states, from 1 to their width.
 
     It is exp(H(p)) with the singular values p divided by their sum and the entropy H in nats;
     constant states have rank 0.
+
+    Args:
+        states: One representation per row.
+        directions: Number of leading principal directions that count; None means all.
     """
     exact = states.double()
-    values = torch.linalg.svdvals(exact - exact.mean(0))
+    # In descending order.
+    values = torch.linalg.svdvals(exact - exact.mean(0))[:directions]
     total = values.sum()
     if total <= torch.finfo(torch.float64).eps * exact.abs().sum():
         return 0.0

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 
 from curricle.files import write_text
-from curricle.records import StagePlan, Usage
+from curricle.records import ProbeRecord, StagePlan, Usage
 from curricle.reports.curves import (
     MOST_SEEDS,
     MOST_STRATEGIES,
@@ -37,6 +37,7 @@ from curricle.reports.figures import (
 from curricle.reports.formatting import is_share, short
 from curricle.reports.headline import headline
 from curricle.reports.names import capitalized
+from curricle.reports.probe_tables import probe_grids, rank_notes
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS, Summary
 from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid
@@ -69,8 +70,8 @@ CURVES = (
 )
 GAP_NOTE = (
     "{ends} It is a share of final metrics, negative below the base, and blank where the teacher "
-    "is not better than the base beyond its interval. Its own interval counts the noise of strategy "
-    "and base (delta method), not that of the single teacher."
+    "is not better than the base beyond its interval. Its own interval counts the noise of "
+    "strategy and base (delta method), not that of the single teacher."
 )
 GOAL_NOTE = (
     "A cost is that of the first evaluation at or past the goal, and is given only if every seed "
@@ -104,7 +105,13 @@ MOST_METRICS = 8
 
 
 def write_page(
-    runs: Sequence[Run], summary: Summary, path: Path, *, title: str, command: str = ""
+    runs: Sequence[Run],
+    summary: Summary,
+    path: Path,
+    *,
+    title: str,
+    command: str = "",
+    probes: Sequence[ProbeRecord] = (),
 ) -> None:
     """Write a comparison as one HTML file.
 
@@ -114,11 +121,19 @@ def write_page(
         path: File to write.
         title: Heading of the page.
         command: How to make these runs again, to be shown as it is.
+        probes: Measurements of `curricle probe` on these runs.
     """
-    write_text(path, page_text(runs, summary, title=title, command=command))
+    write_text(path, page_text(runs, summary, title=title, command=command, probes=probes))
 
 
-def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str = "") -> str:
+def page_text(
+    runs: Sequence[Run],
+    summary: Summary,
+    *,
+    title: str,
+    command: str = "",
+    probes: Sequence[ProbeRecord] = (),
+) -> str:
     """Return the page as text.
 
     Args:
@@ -126,6 +141,7 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         summary: Their summary.
         title: Heading of the page.
         command: How to make these runs again; left out if empty.
+        probes: Measurements of probes; without any there is no section of theirs.
     """
     log_x = summary.is_wide
     curves = learning_figure(runs, metric=summary.metric, goal=summary.goal, log_x=log_x)
@@ -143,6 +159,7 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         ),
         _other_metrics(runs, summary.metric, log_x=log_x),
         section("Training loss", note(LOSSES), _figure(losses, "losses"), *_stage_notes(runs)),
+        _probes(probes),
         section("Stages", note(STAGES), *_plans(runs)),
         section("Runs", table(seed_grid(summary))),
         section("Made with", table(_circumstances(runs)), again(command)),
@@ -280,6 +297,14 @@ def _other_metrics(runs: Sequence[Run], judged: str, *, log_x: bool) -> str:
     figure = _figure(metrics_figure(runs, plotted, log_x=log_x), "metrics")
     left_out = [note(f"Not drawn: {', '.join(unplotted)}.")] if unplotted else []
     return section("Other metrics", figure, note(OTHERS), *left_out)
+
+
+def _probes(records: Sequence[ProbeRecord]) -> str:
+    """Return the section of probes: a table each, and the taps at which a rank has collapsed."""
+    if not records:
+        return ""
+    tables = [f"<h3>{html.escape(grid.title)}</h3>{table(grid)}" for grid in probe_grids(records)]
+    return section("Probes", *tables, *map(note, rank_notes(records)))
 
 
 def _stage_notes(runs: Sequence[Run]) -> list[str]:

@@ -45,6 +45,11 @@ SHOWN = MappingProxyType(
             r"level \1",
             "accuracy of the symbols above each token read off the last tap; level 0 is the token",
         ),
+        "ranks": (
+            r"(rank|teacher|target)_(.+)",
+            r"\1 \2",
+            "effective rank of each tap, of the teacher there (cut to this width), of the target",
+        ),
         "similarity": (
             r"cka_(.+)_(.+)",
             r"\1 ~ \2",
@@ -53,6 +58,9 @@ SHOWN = MappingProxyType(
     }
 )
 """For each probe its printed numbers with name and meaning."""
+COLLAPSED = 0.5
+"""Share of the teacher's effective rank, in as many directions as the student is wide, below which
+a student's is noted."""
 WIDE = 30.0
 """Ratio of the largest number to the smallest from which on an axis is logarithmic."""
 WIDTH, HEIGHT = 5.2, 3.6
@@ -65,6 +73,40 @@ def probe_grids(records: Sequence[ProbeRecord]) -> list[Grid]:
         _grid(name, [record for record in records if record.probe == name])
         for name in dict.fromkeys(record.probe for record in records)
     ]
+
+
+def rank_notes(records: Sequence[ProbeRecord]) -> list[str]:
+    """Return a sentence for each tap at which a strategy's effective rank is far below the teacher.
+
+    The rule: the mean over the seeds is below `COLLAPSED` times that of the teacher's states at the
+    corresponding tap, in as many leading directions as the student is wide.
+
+    Args:
+        records: Measurements of probes; those of `ranks` count.
+    """
+    groups: dict[str, list[ProbeRecord]] = {}
+    for record in records:
+        if record.probe == "ranks" and not record.is_teacher:
+            groups.setdefault(record.model, []).append(record)
+    notes = []
+    for model, group in groups.items():
+        means = {
+            name: mean([record.numbers[name] for record in group if name in record.numbers])
+            for name in dict.fromkeys(name for record in group for name in record.numbers)
+        }
+        for name, rank in means.items():
+            kind, _, tap = name.partition("_")
+            teacher = means.get(f"teacher_{tap}")
+            if kind != "rank" or teacher is None or rank >= COLLAPSED * teacher:
+                continue
+            target = means.get(f"target_{tap}")
+            cause = "" if target is None else f"; that of the projected target is {target:.3g}"
+            notes.append(
+                f"{model}: the effective rank of the hidden states at tap {tap}, {rank:.3g}, is "
+                f"below half of the teacher's, {teacher:.3g}, in as many directions as the student "
+                f"is wide{cause}"
+            )
+    return notes
 
 
 def save_probe_figure(

@@ -6,9 +6,9 @@ may be cheaper.
 
 Rules, each for a note of its own:
 
-- A teacher that is trained for a single student: labels are generally preferable (Busbridge et al.).
+- The teacher is trained for a single student: labels are generally preferable (Busbridge et al.).
 - At equal FLOPs labels take `MANY_STEPS` times as many steps or more. On masked tokens of the
-  grammar cfg3b, at 6.3 times as many, labels passed one-shot's final accuracy on two of three seeds
+  grammar cfg3b, at 6.3 times as many, labels passed one-shot's final accuracy on 2 of 3 seeds
   with 75G and 94G FLOPs, extraction with 269G to 337G (docs/reproduction.md, "Masked tokens of a
   grammar"). This is one measurement, so the note advises a comparison.
 
@@ -52,11 +52,12 @@ def label_notes(run: BoundRun, *, trains_teacher: bool = False) -> tuple[str, ..
     if not label_flops or not has_labels or not any(plan.teacher_flops for plan in stages):
         return ()
     steps = total // label_flops
-    notes = [
-        f"labels: a step from labels costs {label_flops * run.num_steps / total:.2g} of the mean "
-        f"step with this teacher; at equal FLOPs labels take {steps:,} steps instead of "
-        f"{run.num_steps:,}"
-    ]
+    share = label_flops * run.num_steps / total
+    price = (
+        f"labels: a step from labels costs {share:.2g} of the mean step with this teacher; at "
+        f"equal FLOPs labels take {steps:,} steps instead of {run.num_steps:,}"
+    )
+    notes = [price]
     if steps >= MANY_STEPS * run.num_steps:
         notes.append(
             f"labels: with {steps / run.num_steps:.2g} times as many steps labels alone may be "

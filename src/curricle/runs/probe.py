@@ -5,6 +5,8 @@ held-out data that are the same for all:
 
 - `correlations` (parity): the output against monomials of the input bits;
 - `ngrams` (masked tokens): how much predictions lean on the nearest tokens;
+- `ranks` (all): the effective rank of the hidden states of each tap, for students beside those of
+  the finished teacher and of the projected targets of their stages;
 - `similarity` (all): the CKA of every student tap with every tap of the finished teacher.
 
 Two more are themselves trained for every network, which takes longer, so they are optional:
@@ -27,7 +29,7 @@ Source:
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,12 +39,13 @@ from typing import Final, final
 from curricle.data.batch import Batch
 from curricle.data.synthetic.grammars import Grammar
 from curricle.data.synthetic.pcfg import labeled_strings
-from curricle.errors import BindError
+from curricle.errors import BindError, SpecError, near_names
 from curricle.models.tapped import TappedModel
 from curricle.probes.correlations import output_correlations
 from curricle.probes.forward_passes import Probe
 from curricle.probes.ngrams import POSITIONS, ngram_reliance
 from curricle.probes.nonterminals import NonterminalProbe, nonterminal_probe
+from curricle.probes.ranks import Term, student_ranks, tap_ranks
 from curricle.probes.representations import linear_probe, tap_similarity
 from curricle.records import PROBES, ProbeRecord, write_probes
 from curricle.runs.folder import TEACHER, end_of, read_origin, stored_spec
@@ -51,6 +54,7 @@ from curricle.runs.train import (
     StudentRun,
     finished_student,
     finished_teacher,
+    planned_student,
     single_run,
     student_runs,
 )
@@ -92,7 +96,13 @@ class _Subject:
     seed: int
     step: int
     model: TappedModel
-    is_teacher: bool = False
+    run: StudentRun | None = None
+    """Its run; None for the teacher."""
+
+    @property
+    def is_teacher(self) -> bool:
+        """Return whether it is the teacher at a checkpoint."""
+        return self.run is None
 
     def __str__(self) -> str:
         """Return its name for people."""
@@ -101,7 +111,12 @@ class _Subject:
 
 
 def probe_run(
-    folder: Path, *, examples: int | None, watch: Watcher, trains_probes: bool = False
+    folder: Path,
+    *,
+    examples: int | None,
+    watch: Watcher,
+    trains_probes: bool = False,
+    only: Sequence[str] = (),
 ) -> list[ProbeRecord]:
     """Return measurements of the probes that fit a run's task, after writing them to its folder.
 
@@ -111,10 +126,12 @@ def probe_run(
         examples: Held-out examples that are read; None takes the default of the task.
         watch: Receives every network.
         trains_probes: Whether probes that are trained themselves look as well.
+        only: Names of the probes to use; empty means all that fit the task.
 
     Raises:
-        BindError: If no probe fits the task and there is no student, or the models read the tokens
-            of two tokenizers.
+        SpecError: If a name in `only` is none of these.
+        BindError: If `only` names probes of students and there is none, or the models read the
+            tokens of two tokenizers.
     """
     command, spec = read_origin(folder).command, stored_spec(folder)
     if isinstance(spec.task, PairedTextTask):
@@ -127,19 +144,27 @@ def probe_run(
         looks = _fitting(spec, data, batch)
         if trains_probes:
             looks |= _trained(spec, data, batch)
-        similarity = _Look(
-            partial(tap_similarity, teacher=teacher.model),
-            _shortened(batch, math.prod(batch.positions)),
-        )
+        few = _shortened(batch, math.prod(batch.positions))
+        looks["ranks"] = _Look(tap_ranks, few)
+        similarity = _Look(partial(tap_similarity, teacher=teacher.model), few)
+        _check_names(only, (*looks, "similarity"))
         records: list[ProbeRecord] = []
         for subject in _subjects(spec, command, data, teacher):
             watch(str(subject))
-            selected = looks if subject.is_teacher else looks | {"similarity": similarity}
-            records += [_record(subject, name, look) for name, look in selected.items()]
+            selected = looks
+            if subject.run is not None:
+                ranks = partial(
+                    student_ranks, teacher=teacher.model, terms=_terms(spec, subject.run)
+                )
+                selected = looks | {"ranks": _Look(ranks, few), "similarity": similarity}
+            records += [
+                _record(subject, name, look)
+                for name, look in selected.items()
+                if not only or name in only
+            ]
     if not records:
         raise BindError(
-            f"{str(folder)!r} must hold a finished student, or a task that probes know (parity or "
-            f"masked tokens); got {data.name!r} without a student"
+            f"{str(folder)!r} must hold a finished student for the probes {list(only)}; got none"
         )
     write_probes(folder / PROBES, records)
     return records
@@ -225,13 +250,40 @@ def _subjects(
     with teacher.teaching():
         for step in spec.trajectory_steps() or (FINAL,):
             model = teacher.at(step or "final")
-            yield _Subject(name=TEACHER, seed=spec.seed, step=step, model=model, is_teacher=True)
+            yield _Subject(name=TEACHER, seed=spec.seed, step=step, model=model)
         for run in _students(spec, command):
             end = end_of(run.folder)
             if end is not None:
                 model = finished_student(spec, run, data)
                 place_model(spec.engine.placement, model)
-                yield _Subject(name=run.name, seed=run.seed, step=end.usage.steps, model=model)
+                steps = end.usage.steps
+                yield _Subject(name=run.name, seed=run.seed, step=steps, model=model, run=run)
+
+
+def _terms(spec: RunSpec, run: StudentRun) -> list[Term]:
+    """Return the objectives of a student's stages, as declared and as they were bound.
+
+    Projections are drawn from the seed of the run, so binding again gives those of its training.
+    """
+    return [
+        (declared, term.objective)
+        for stage in planned_student(spec, run).stages
+        for declared, term in zip(stage.declared.objectives, stage.terms, strict=True)
+    ]
+
+
+def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Check the names of probes.
+
+    Raises:
+        SpecError: If one is not among the known.
+    """
+    for name in names:
+        if name not in known:
+            raise SpecError(
+                f"'--only' must name probes that fit the task; got {name!r}; "
+                f"{near_names(name, known)}"
+            )
 
 
 def _students(spec: RunSpec, command: str) -> list[StudentRun]:

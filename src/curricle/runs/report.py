@@ -11,6 +11,7 @@ from pathlib import Path
 from curricle.errors import CheckpointError, visible
 from curricle.figure_points import PANELS, caution, read_recipe
 from curricle.metrics import Direction
+from curricle.records import PROBES, ProbeRecord, read_probes
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
 from curricle.reports.reproduction import write_recipe_report
@@ -45,8 +46,9 @@ def write_report(
     """
     runs, summary = summarized(folders, better=better)
     heading = _heading(folders, page)
+    probes = [record for folder in folders for record in read_probes(folder / PROBES)]
     try:
-        _write(runs, summary, page, heading=heading)
+        _write(runs, summary, page, heading=heading, probes=probes)
     except OSError as error:
         raise CheckpointError(
             f"{str(page)!r} must be a file that can be written; got {error}"
@@ -102,9 +104,16 @@ def write_figure(folder: Path) -> tuple[str, ...]:
         ) from None
 
 
-def _write(runs: Sequence[Run], summary: Summary, page: Path, *, heading: tuple[str, str]) -> None:
+def _write(
+    runs: Sequence[Run],
+    summary: Summary,
+    page: Path,
+    *,
+    heading: tuple[str, str],
+    probes: Sequence[ProbeRecord],
+) -> None:
     title, line = heading
-    write_page(runs, summary, page, title=title, command=line)
+    write_page(runs, summary, page, title=title, command=line, probes=probes)
     write_summary(summary, page.with_name("summary.json"))
     save_learning_curves(
         runs,

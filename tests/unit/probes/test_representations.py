@@ -271,3 +271,12 @@ def test_an_uneven_spread_counts_less() -> None:
 
 def test_states_that_do_not_vary_have_rank_zero() -> None:
     assert effective_rank(torch.full((10, 3), 0.1)) == 0
+
+
+def test_leading_directions_alone_may_count() -> None:
+    # Singular values in the ratio 3 : 1 : 1; of the first two the shares are 3/4 and 1/4.
+    states = torch.zeros(6, 3)
+    for row, (axis, size) in enumerate(((0, 3), (0, -3), (1, 1), (1, -1), (2, 1), (2, -1))):
+        states[row, axis] = size
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(states, directions=2) == pytest.approx(math.exp(entropy))

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from curricle.records import ProbeRecord
-from curricle.reports.probe_tables import probe_grids, save_probe_figure
+from curricle.reports.probe_tables import probe_grids, rank_notes, save_probe_figure
 
 
 def record(
@@ -114,3 +114,45 @@ def test_small_and_vanishing_numbers_are_drawn(tmp_path: Path, smallest: float) 
 def test_without_a_trajectory_nothing_is_drawn(tmp_path: Path, records: list[ProbeRecord]) -> None:
     assert save_probe_figure(records, tmp_path / "probes") == ()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_of_student_teacher_and_target_stand_side_by_side() -> None:
+    (grid,) = probe_grids([
+        record("ranks", rank_1=6.0),
+        record("ranks", "extraction", rank_1=2.0, teacher_1=5.0, target_1=3.0),
+    ])  # fmt: skip
+    assert grid.columns[3:] == ("rank 1", "teacher 1", "target 1")
+    assert [row[3:] for row in grid.rows] == [
+        ("6.0000", "–", "–"),
+        ("2.0000", "5.0000", "3.0000"),
+    ]
+
+
+def test_a_rank_below_half_of_the_teachers_is_noted() -> None:
+    """Means of 2.0 and 5.0 over the seeds: below 2.5 at tap 1; 3.0 at tap 2 is not."""
+    records = [
+        record("ranks", rank_1=10.0),
+        *(
+            record(
+                "ranks", "extraction", seed=seed, rank_1=rank, teacher_1=5.0, target_1=3.0,
+                rank_2=3.0, teacher_2=5.0,
+            )
+            for seed, rank in ((0, 1.5), (1, 2.5))
+        ),
+        record("ranks", "one_shot", rank_1=2.5, teacher_1=5.0),
+    ]  # fmt: skip
+    (note,) = rank_notes(records)
+    assert note == (
+        "extraction: the effective rank of the hidden states at tap 1, 2, is below half of the "
+        "teacher's, 5, in as many directions as the student is wide; that of the projected target "
+        "is 3"
+    )
+
+
+def test_without_a_target_the_note_ends_with_the_teacher() -> None:
+    (note,) = rank_notes([record("ranks", "one_shot", rank_1=1.0, teacher_1=5.0)])
+    assert note.endswith("in as many directions as the student is wide")
+
+
+def test_other_probes_give_no_note_of_ranks() -> None:
+    assert rank_notes([*TRAJECTORY, *STUDENTS]) == []

@@ -44,9 +44,10 @@ def flops(width: int, *, learns: bool) -> int:
 def test_labels_take_as_many_steps_as_the_flops_pay_for() -> None:
     student, teacher = flops(5, learns=True), flops(10, learns=False)
     share, steps = student / (student + teacher), 100 * (student + teacher) // student
-    assert label_notes(bound(10)) == (
+    (note,) = label_notes(bound(10))
+    assert note == (
         f"labels: a step from labels costs {share:.2g} of the mean step with this teacher; at "
-        f"equal FLOPs labels take {steps:,} steps instead of 100",
+        f"equal FLOPs labels take {steps:,} steps instead of 100"
     )
 
 

@@ -3,23 +3,26 @@
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from curricle import seeding
 from curricle.data.batch import Batch
-from curricle.errors import BindError, CheckpointError
+from curricle.errors import BindError, CheckpointError, SpecError
 from curricle.models.mlp import MLP
 from curricle.models.weights import load_weights, save_weights
 from curricle.probes.correlations import output_correlations
+from curricle.probes.forward_passes import hidden_states
 from curricle.probes.representations import linear_probe, tap_similarity
-from curricle.records import PROBES, ProbeRecord
+from curricle.records import PROBES, ProbeRecord, read_probes
 from curricle.runs import probe as probing
 from curricle.runs.folder import Origin, start
 from curricle.runs.probe import probe_run
 from curricle.runs.spec import RunSpec
-from curricle.runs.train import single_run, student_runs, teach, train_student
-from tests.parts import edit_records, read_probes
+from curricle.runs.train import planned_student, single_run, student_runs, teach, train_student
+from tests.parts import edit_records
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -35,9 +38,19 @@ def run(spec: RunSpec, command: str) -> Path:
 
 
 def probed(
-    folder: Path, examples: int | None = 64, *, trains_probes: bool = False
+    folder: Path,
+    examples: int | None = 64,
+    *,
+    trains_probes: bool = False,
+    only: tuple[str, ...] = (),
 ) -> list[ProbeRecord]:
-    return probe_run(folder, examples=examples, watch=lambda _: None, trains_probes=trains_probes)
+    return probe_run(
+        folder,
+        examples=examples,
+        watch=lambda _: None,
+        trains_probes=trains_probes,
+        only=only,
+    )
 
 
 def weights_of(path: Path, width: int) -> MLP:
@@ -56,9 +69,11 @@ def test_checkpoints_and_students_are_looked_at(compared: Path) -> None:
     students = [
         (probe, name, seed, 12)
         for seed, name in product((0, 1), ("one_shot", "progressive"))
-        for probe in ("correlations", "similarity")
+        for probe in ("correlations", "ranks", "similarity")
     ]
-    checkpoints = [("correlations", "teacher", 0, step) for step in (10, 20)]
+    checkpoints = [
+        (probe, "teacher", 0, step) for step in (10, 20) for probe in ("correlations", "ranks")
+    ]
     assert seen == checkpoints + students
 
 
@@ -135,11 +150,11 @@ def test_hidden_tokens_leave_the_attention_as_they_did_in_training(
 
 def test_a_distilled_student_is_looked_at(make_spec: MakeSpec) -> None:
     found = probed(run(make_spec(), "distill"))
-    assert [one.model for one in found] == ["teacher", "teacher", "one_shot", "one_shot"]
+    assert [one.model for one in found] == ["teacher"] * 4 + ["one_shot"] * 3
 
 
 def test_a_taught_teacher_alone_is_looked_at(make_spec: MakeSpec) -> None:
-    found = probed(run(make_spec(), "teach"))
+    found = probed(run(make_spec(), "teach"), only=("ranks",))
     assert [(one.model, one.step, one.is_teacher) for one in found] == [
         ("teacher", 10, True),
         ("teacher", 20, True),
@@ -167,32 +182,74 @@ def test_everyone_is_told_before_it_is_looked_at(compared: Path) -> None:
 def test_a_strategy_may_be_called_teacher(make_spec: MakeSpec) -> None:
     strategies = "strategies={teacher: {curriculum: {kind: from_labels}}}"
     found = probed(run(make_spec(strategies, "seeds=[0]"), "compare"))
-    assert [one.is_teacher for one in found] == [True, True, False, False]
+    assert [one.is_teacher for one in found] == [True] * 4 + [False] * 3
 
 
 def test_the_number_of_examples_follows_the_task_or_the_user(compared: Path) -> None:
     assert {one.examples for one in probed(compared, 32)} == {32}
     found = {one.probe: one.examples for one in probed(compared, None)}
-    assert found == {"correlations": 100_000, "similarity": 16_384}
+    assert found == {"correlations": 100_000, "ranks": 16_384, "similarity": 16_384}
     assert {one.examples for one in probed(compared, 32, trains_probes=True)} == {32}
 
 
 def test_a_tree_of_parities_is_compared_by_its_taps_alone(make_spec: MakeSpec) -> None:
     found = probed(run(make_spec("task.depth=2"), "distill"))
-    assert [one.probe for one in found] == ["similarity"]
+    assert [one.probe for one in found] == ["ranks", "ranks", "ranks", "similarity"]
 
 
-def test_a_task_without_a_fitting_probe_needs_a_student(make_spec: MakeSpec) -> None:
+def test_a_probe_of_students_needs_a_student(make_spec: MakeSpec) -> None:
     folder = run(make_spec("task.depth=2"), "teach")
     with pytest.raises(
-        BindError, match=r"must hold a finished student, or a task that probes know \(parity or "
+        BindError, match=r"must hold a finished student for the probes \['similarity'\]; got none$"
     ):
-        probed(folder)
+        probed(folder, only=("similarity",))
+
+
+def test_only_the_named_probes_look(compared: Path) -> None:
+    assert {one.probe for one in probed(compared, only=("ranks",))} == {"ranks"}
+
+
+def test_a_name_that_is_no_probe_of_the_task_is_refused(compared: Path) -> None:
+    with pytest.raises(
+        SpecError, match=r"^'--only' must name probes that fit the task; got 'rank'; did you mean"
+    ):
+        probed(compared, only=("rank",))
+
+
+def test_a_student_has_the_ranks_of_its_teacher_and_of_its_projected_targets(
+    make_spec: MakeSpec,
+) -> None:
+    """Against numpy, from the weights on disk and the projection of the run's seed."""
+    spec = make_spec("curriculum={kind: extraction}")
+    folder = run(spec, "distill")
+    batch: Batch = make_spec("task.evaluation_examples=64", "task.batch_size=64").task.open(
+        seed=0, cache_dir=Path("cache")
+    ).evaluation[0]  # fmt: skip
+    *_, last = probed(folder, only=("ranks",))
+    with seeding.scoped(0, "models"):
+        student = weights_of(folder / "model.safetensors", 8)
+        teacher = weights_of(folder / "teacher/model.safetensors", 16)
+    (term,) = planned_student(spec, single_run(spec)).stages[0].terms
+    matrix = term.objective.matrix  # type: ignore[attr-defined]
+    states = hidden_states(student.tapped(), batch, [1])["1"]
+    taught = hidden_states(teacher.tapped(), batch, [1])["1"]
+    assert last.numbers["rank_1"] == pytest.approx(rank(states.numpy()))
+    assert last.numbers["teacher_1"] == pytest.approx(rank(taught.numpy(), 8))
+    assert last.numbers["target_1"] == pytest.approx(rank((taught @ matrix.mT).numpy()), rel=1e-5)
+
+
+def rank(states: "np.ndarray[Any, Any]", directions: int | None = None) -> float:
+    """Return the effective rank, as a power of two: 2 to the entropy in bits."""
+    values = np.linalg.svd(states - states.mean(0), compute_uv=False)[:directions]
+    shares = values / values.sum()
+    shares = shares[shares > 0]
+    return float(2 ** -(shares * np.log2(shares)).sum())
 
 
 def test_labels_of_a_tree_can_be_read_off(make_spec: MakeSpec) -> None:
     found = probed(run(make_spec("task.depth=2"), "teach"), trains_probes=True)
-    assert [(one.probe, one.step) for one in found] == [("linear", 10), ("linear", 20)]
+    steps = [one.step for one in found if one.probe == "linear"]
+    assert steps == [10, 20]
 
 
 def test_a_teacher_that_is_not_taught_cannot_be_looked_at(make_spec: MakeSpec) -> None:
