@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import top_k_accuracy_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import curricle
 from curricle import seeding
+from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import BindError, CheckpointError
+from curricle.models.mlp import MLP
 from curricle.objectives.losses import cross_entropy, forward_kl
 from curricle.records import EndRecord, EvaluationRecord, Record, StepRecord
 from tests.parts import mlp, parity
@@ -48,6 +51,31 @@ def test_a_metric_of_ones_own_calls_the_model_or_its_module() -> None:
     assert set(distilled(evaluation=evaluate, metric="error_rate").metrics) == {"error_rate"}
     guide = Path(__file__).parents[2] / "docs" / "guide.md"
     assert "`model.module` is the network itself" in guide.read_text(encoding="utf-8")
+
+
+def test_the_metric_of_the_guide_is_that_of_scikit_learn() -> None:
+    """Its code runs as it stands, with the names of this page's models and data."""
+    guide = Path(__file__).parents[2] / "docs" / "guide.md"
+    section = guide.read_text(encoding="utf-8").split("## Your own metrics")[1].split("\n## ")[0]
+    code = section.split("```python\n")[2].split("```")[0]
+    stream = ParityStream(num_inputs=6, degree=2, batch_size=64, seed=3)
+    with seeding.scoped(0, "models"):
+        student, teacher = MLP(6, (5,), 4), MLP(6, (16,), 4)
+    held_out = stream.batch(0)
+    names: dict[str, Any] = {
+        "curricle": curricle,
+        "student": student,
+        "teacher": teacher,
+        "curriculum": curricle.one_shot(total="4 steps"),
+        "data": stream,
+        "held_out": [held_out],
+    }
+    exec(compile(code, "guide", "exec"), names)
+    assert held_out.labels is not None
+    with torch.no_grad():
+        scores = names["result"].student.eval()(held_out.leading).cpu()
+    expected = top_k_accuracy_score(held_out.labels, scores, k=2, labels=range(4))
+    assert names["result"].metrics["two_guesses"] == pytest.approx(expected)
 
 
 def test_the_best_weights_are_kept() -> None:

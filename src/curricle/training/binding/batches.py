@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from inspect import signature
 from types import TracebackType
 from typing import final
@@ -467,6 +468,9 @@ class TableWatch:
             owner: Owner of the model.
             module: The model.
             batch: The batch of the passes in the block.
+
+        A block that fails because an embedding has no row for an id of the batch ends in a
+        `DataError`.
         """
         inputs = named(side_of(batch, owner).inputs)
         # A mask or token types have the shape of ids, and are looked up in tables of their own.
@@ -500,7 +504,27 @@ class TableWatch:
                     # of the last table.
                     hook = _hook(look, path)
                     stack.callback(submodule.register_forward_pre_hook(hook).remove)
+            # The hooks have run by then, so the table of a look-up that has failed is known.
+            stack.push(partial(self._explain, owner, batch))
             yield
+
+    def _explain(
+        self, owner: str, batch: Batch, _: object, error: BaseException | None, __: object
+    ) -> None:
+        """Explain the failure of a pass by an id without a row, if there is one.
+
+        Raises:
+            DataError: If an embedding of the model has no row for an id of the batch.
+        """
+        for limit in self.limits if isinstance(error, REFUSALS) else ():
+            try:
+                if limit.owner == owner:
+                    limit.check(batch)
+            except DataError as fault:
+                raise DataError(
+                    f"{fault}; the table holds {limit.rows:,} ids, so the data must come from the "
+                    f"tokenizer of this model"
+                ) from error
 
     def _add(self, limit: TableLimit) -> None:
         self._limits[limit.owner, limit.path, limit.name] = limit

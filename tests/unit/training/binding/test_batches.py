@@ -429,3 +429,29 @@ def test_ids_of_the_teacher_are_looked_up_in_its_own_table() -> None:
     limit(rows=10).check(batch)
     with pytest.raises(DataError, match=r"the teacher's table 'e'; got 7$"):
         limit(owner="teacher").check(batch)
+
+
+@pytest.mark.parametrize("owner", ["student", "teacher"])
+def test_a_first_batch_with_an_id_beyond_the_vocabulary_names_both_numbers(owner: str) -> None:
+    """The pass itself fails, in torch's words, before batches are checked."""
+    rows = {"student": 9, "teacher": 9} | {owner: 7}
+    models = {name: _spelling(number) for name, number in rows.items()}
+    ids = torch.tensor([[0, 1, 8], [2, 3, 4]])
+    with pytest.raises(
+        DataError,
+        match=rf"^'inputs' must lie between 0 and 6, the last row of the {owner}'s table '0'; "
+        r"got 8; the table holds 7 ids, so the data must come from the tokenizer of this model$",
+    ):
+        bound(
+            one_shot(total="1 steps"),
+            student=models["student"],
+            teacher=LiveTeacher(models["teacher"]),
+            stream=Listed(Batch(inputs=ids, length=3)),
+        )
+
+
+def _spelling(num_ids: int) -> TappedModel:
+    """Return a model with a table of some ids and a head of two classes."""
+    with seeding.scoped(0, "model"):
+        module = nn.Sequential(nn.Embedding(num_ids, 4), nn.Linear(4, 2))
+    return tapped(module)
