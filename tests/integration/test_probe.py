@@ -23,7 +23,7 @@ def test_a_comparison_on_parity_is_looked_into(
     assert "CKA of student tap ~ teacher tap; 256 held-out examples" in shown
     # Before it stands the comparison, if this test is the first that needs it.
     tables = shown[shown.index("correlations: mean") :]
-    assert tables.count("progressive") == 2
+    assert tables.count("progressive") == 3
     assert [line for line in shown.splitlines() if line.startswith("run/")] == [
         f"run/{name}" for name in WRITTEN
     ]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from curricle.records import ProbeRecord
 from curricle.reports.page import page_text, write_page
 from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import summarize
@@ -330,3 +331,20 @@ def test_numbers_of_parameters_name_their_strategies(tmp_path: Path, write_run: 
     edit_records(records, text.replace('"teacher_parameters": 1024', '"teacher_parameters": 0'))
     runs = load_runs([tmp_path])
     assert "1,024 (extraction) / 0 (labels)" in page_text(runs, summarize(runs), title="t")
+
+
+def test_probes_of_the_runs_have_a_section_with_the_collapsed_ranks(comparison: Path) -> None:
+    runs = load_runs([comparison])
+    record = ProbeRecord(
+        probe="ranks",
+        model="extraction",
+        is_teacher=False,
+        seed=0,
+        step=100,
+        examples=64,
+        numbers={"rank_1": 1.5, "teacher_1": 4.0},
+    )
+    page = page_text(runs, summarize(runs), title="t", probes=[record])
+    assert "<h2>Probes</h2>" in page
+    assert "extraction: the effective rank of the hidden states at tap 1, 1.5, is below" in page
+    assert "<h2>Probes</h2>" not in page_text(runs, summarize(runs), title="t")
