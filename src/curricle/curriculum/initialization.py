@@ -4,7 +4,8 @@ A *warm start* sets weights of the student in closed form, before the first step
 `principal` map the finished teacher's embeddings to the student's: by the shared projection of the
 layers, so that the student's initial states are in the coordinates of its first targets, or by the
 map with the least reconstruction error of the teacher's token table. `least_squares` fits all
-blocks, embeddings and the head. `training.binding.starting` binds them to the models.
+blocks, embeddings and the head; `guide` is its form with the first block alone.
+`training.binding.starting` binds them to the models.
 
 Axes: row, teacher_width, student_width.
 
@@ -104,6 +105,11 @@ class PrincipalStart:
         return self.kind
 
 
+def _is_unset(number: object) -> bool:
+    """Return whether a number is left out of specs and digests, which are older than its field."""
+    return number is None
+
+
 @final
 @value
 class LeastSquaresStart:
@@ -111,12 +117,26 @@ class LeastSquaresStart:
 
     Blocks are paired as by `evenly_spaced_pairs`; heads, neurons and directions of the states are
     those that carry most of the teacher's. See `least_squares` for the method.
+
+    With `blocks=1`, by name `guide`, it sets what GUIDE sets: the embeddings by their principal
+    components and the first block. `principal` sets the embeddings alone.
+
+    Source:
+        Ours. `guide`: Trinh, Menghani and Vee 2025 (arXiv 2510.06502). Deviations: the components
+        are those of the states that enter the block, so that tokens count by their frequency; the
+        first block is fitted by least squares with heads and neurons chosen by energy, where the
+        paper maps its inputs by a fitted matrix and selects the other axes evenly; an output that
+        is not tied to the token table is mapped as the table is.
     """
 
     kind: Literal["least_squares"] = "least_squares"
     batches: int = Field(gt=0, le=MOST_BATCHES, default=12)
     """Batches of the training data that the fit reads. They should hold some ten times as many
     positions as the widest map has inputs; their examples and FLOPs count as usage of the run."""
+    blocks: int | None = Field(gt=0, default=None, exclude_if=_is_unset)
+    """Leading blocks that are fitted; None fits all. With a number, the directions of the states
+    are those of the inputs of these blocks; later blocks and normalizations stay as drawn, and the
+    output is the teacher's with these directions."""
 
 
 WarmStart = Annotated[RandomStart | PrincipalStart | LeastSquaresStart, Field(discriminator="kind")]
@@ -125,6 +145,7 @@ KINDS: Mapping[str, Callable[[], "Start"]] = {
     "random": RandomStart,
     "principal": PrincipalStart,
     "least_squares": LeastSquaresStart,
+    "guide": partial(LeastSquaresStart, blocks=1),
 }
 """Warm starts by name."""
 

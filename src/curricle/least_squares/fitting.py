@@ -38,7 +38,11 @@ class CalibrationBatch:
 
 
 def inspect(
-    student: TappedModel, teacher: TappedModel, batch: CalibrationBatch
+    student: TappedModel,
+    teacher: TappedModel,
+    batch: CalibrationBatch,
+    *,
+    num_blocks: int | None = None,
 ) -> tuple[tuple[int, int], tuple[str, ...], tuple[str, ...]]:
     """Return the widths of both models, and what of the blocks `fit` would leave as drawn.
 
@@ -46,6 +50,7 @@ def inspect(
         student: The student, no deeper than the teacher.
         teacher: The teacher.
         batch: A batch that both can read.
+        num_blocks: Leading blocks of the student that are to be fitted; None for all.
 
     Returns:
         Widths of the states of student and teacher; blocks that are left, and sublayers of fitted
@@ -54,8 +59,8 @@ def inspect(
     with _calibrated(student, teacher, [batch]) as (student_model, teacher_model):
         obstructed = _obstacle(student_model, teacher_model)
         begin, blocks, sublayers = 0, list[str](), list[str]()
-        ends = block_ends(len(student_model.blocks), len(teacher_model.blocks))
-        for path, (number, end) in zip(student_model.paths, enumerate(ends), strict=True):
+        ends = block_ends(len(student_model.blocks), len(teacher_model.blocks))[:num_blocks]
+        for path, (number, end) in zip(student_model.paths, enumerate(ends), strict=False):
             if obstructed:
                 blocks.append(f"{path!r}: {obstructed}")
                 continue
@@ -74,7 +79,11 @@ def inspect(
 
 
 def fit(
-    student: TappedModel, teacher: TappedModel, batches: Sequence[CalibrationBatch]
+    student: TappedModel,
+    teacher: TappedModel,
+    batches: Sequence[CalibrationBatch],
+    *,
+    num_blocks: int | None = None,
 ) -> tuple[str, ...]:
     """Fit a student to its teacher.
 
@@ -82,25 +91,29 @@ def fit(
         student: The student, no wider and no deeper than the teacher; its weights are set.
         teacher: The teacher.
         batches: Calibration batches; more rows than the widest input of a map.
+        num_blocks: Leading blocks of the student that are fitted; None for all. With a number, the
+            stream is mapped by the inputs of these blocks, and maps behind all blocks are the
+            teacher's with their inputs mapped.
 
     Returns:
-        What was left as drawn, with the reasons.
+        What was left as drawn, with the reasons, besides the blocks behind the leading ones.
     """
     with _calibrated(student, teacher, batches) as (student_model, teacher_model):
         reason = _obstacle(student_model, teacher_model)
         if reason:
             return (f"all blocks: {reason}",)
-        ends = block_ends(len(student_model.blocks), len(teacher_model.blocks))
-        moments = _moments(teacher_model, (0, *ends))
+        ends = block_ends(len(student_model.blocks), len(teacher_model.blocks))[:num_blocks]
+        depths = (0, *ends) if num_blocks is None else (0, *ends[:-1])
+        moments = _moments(teacher_model, depths)
         stream = stream_map(moments, student_model.width, keeps_mean=_subtracts_mean(teacher_model))
         pair = Pair(student_model, teacher_model, stream)
-        unfitted = fit_front(pair)
+        unfitted = fit_front(pair, maps_outputs=num_blocks is not None)
         student_model.restart()
         begin = 0
         for number, end in enumerate(ends):
             unfitted += _fit_block(pair, number, range(begin, end))
             begin = end
-        return (*unfitted, *fit_tail(pair))
+        return (*unfitted, *(fit_tail(pair) if num_blocks is None else ()))
 
 
 def block_ends(student_depth: int, teacher_depth: int) -> tuple[int, ...]:

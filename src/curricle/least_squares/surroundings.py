@@ -95,10 +95,17 @@ class _Surroundings:
     behind: tuple[_Step, ...]
     early: frozenset[str]
     """Parameters that belong to no block and to no module that runs behind the blocks only."""
+    late_maps: frozenset[str]
+    """Parameters of the linear maps that run behind the blocks only."""
 
 
-def fit_front(pair: Pair) -> list[str]:
+def fit_front(pair: Pair, *, maps_outputs: bool = False) -> list[str]:
     """Set what lies before the blocks.
+
+    Args:
+        pair: The models.
+        maps_outputs: Whether maps behind the blocks become the teacher's with their inputs mapped,
+            where no fit of them follows; normalizations there stay as drawn.
 
     Returns:
         What was left as drawn, with the reason.
@@ -112,7 +119,8 @@ def fit_front(pair: Pair) -> list[str]:
     unfitted = list[str]()
     with torch.no_grad():
         for name, weight in pair.student.module.named_parameters():
-            if name not in student_side.early or name in fitted:
+            is_output = maps_outputs and name in student_side.late_maps
+            if (name not in student_side.early and not is_output) or name in fitted:
                 continue
             source = _paired(name, weight, sources)
             mapped = None if source is None else _mapped(source, weight.shape, pair.stream)
@@ -339,8 +347,13 @@ def _surroundings(model: CalibratedModel) -> _Surroundings:
         for name, _ in model.module.named_parameters()
         if not _is_inside(name, model) and name.rpartition(".")[0] not in late
     )
-    behind = (step for number, step in calls if number == len(model.paths))
-    return _Surroundings(before, tuple(step for step in behind if step.norm or step.linear), early)
+    behind = tuple(
+        step for number, step in calls if number == len(model.paths) and (step.norm or step.linear)
+    )
+    late_maps = frozenset(
+        f"{step.path}.{name}" for step in behind if step.linear for name in ("weight", "bias")
+    )
+    return _Surroundings(before, behind, early, late_maps)
 
 
 def _is_inside(path: str, model: CalibratedModel) -> bool:

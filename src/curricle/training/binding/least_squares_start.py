@@ -41,9 +41,13 @@ class BoundLeastSquares:
     def plan(self) -> StagePlan:
         """Return the start as a stage of no steps."""
         student, teacher = self.student.depth, self.teacher.depth
-        ends = block_ends(student, teacher)
+        ends = block_ends(student, teacher)[: self.declared.blocks]
         pairs = (f"{number} <- {end}" for number, end in enumerate(ends, start=1))
-        trained = (weight for weight in self.student.module.parameters() if weight.requires_grad)
+        later = tuple(
+            f"{self.student.place(number).path}." for number in range(len(ends) + 1, student + 1)
+        )
+        named = self.student.module.named_parameters()
+        trained = (weight for name, weight in named if not name.startswith(later))
         return StagePlan(
             name=START,
             teacher="final",
@@ -71,7 +75,8 @@ class BoundLeastSquares:
         """
         number, stream = self.declared.batches, self.stream
         batches = [_calibration(stream, self.placement, step) for step in range(number)]
-        for entry in fit(self.student, self.teacher, batches):
+        unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
+        for entry in unfitted:
             # Embeddings and heads are known after the fit only; blocks are among the notes.
             if entry not in self.unfitted:
                 LOGGER.warning("curricle: 'init' has left as drawn %s", entry)
@@ -114,13 +119,20 @@ def bind_least_squares(
             f"'init' by least squares sets all weights of the student; got {frozen[0]!r} frozen; "
             f"set its requires_grad, or leave 'init' out"
         )
-    widths, blocks, sublayers = inspect(student, teacher, _calibration(stream, placement, 0))
+    if start.blocks is not None and start.blocks > student.depth:
+        raise BindError(
+            f"'blocks' of 'init' must be at most the {student.depth} blocks of the student; got "
+            f"{start.blocks}"
+        )
+    widths, blocks, sublayers = inspect(
+        student, teacher, _calibration(stream, placement, 0), num_blocks=start.blocks
+    )
     if widths[0] > widths[1]:
         raise BindError(
             f"'init' by least squares needs a student no wider than its teacher; got widths "
             f"{widths[0]} and {widths[1]}"
         )
-    if len(blocks) == student.depth:
+    if len(blocks) == (start.blocks or student.depth):
         raise BindError(
             f"'init' by least squares can fit no block of {type(student.module).__name__}: "
             f"{blocks[0]}; 'principal' sets the embeddings alone"

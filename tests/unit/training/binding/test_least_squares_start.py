@@ -4,18 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import curricle
+from curricle.curriculum.initialization import warm_start
 from curricle.errors import BindError, SpecError
+from curricle.models.wrapping import tapped
 from curricle.records import EvaluationRecord, Record, RunRecord
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.least_squares_start import BoundLeastSquares
+from curricle.training.binding.starting import bind_start
 from tests.parts import Listed
 from tests.unit.least_squares import families
 from tests.unit.least_squares.families import TOKENS, model
 
 pytest.importorskip("transformers")
+FINAL_NORM = "model.norm.weight"
 
 
 def texts(number: int = 6) -> Listed:
@@ -145,3 +152,42 @@ def test_models_without_a_common_part_are_refused() -> None:
 def test_a_name_that_no_start_has_is_refused() -> None:
     with pytest.raises(SpecError, match="'init' must be one of 'random', 'principal'"):
         curricle.one_shot(total="4 steps", init="least_square")
+
+
+def test_guide_sets_embeddings_output_and_first_block_alone() -> None:
+    network = student(num_hidden_layers=2)
+    drawn = {name: weight.clone() for name, weight in network.named_parameters()}
+    teacher = model("llama")
+    settings = curricle.TrainingSettings()
+    bound = bind_start(
+        warm_start("guide"),
+        tapped(network),
+        LiveTeacher(tapped(teacher)),
+        stream=texts(),
+        seed=0,
+        placement=settings.placement,
+    )
+    assert isinstance(bound, BoundLeastSquares)
+    assert bound.plan.taps == "1 <- 1"
+    bound.apply()
+    changed = {
+        name for name, weight in network.named_parameters() if not torch.equal(weight, drawn[name])
+    }
+    assert changed == {name for name in drawn if "layers.1." not in name and name != FINAL_NORM}
+    # Principal components in numpy: of the token vectors as often as the calibration reads them.
+    table = teacher.get_parameter("model.embed_tokens.weight").detach().double().numpy()
+    inputs = [families.inputs("llama", step % 6) for step in range(12)]
+    ids = [torch.as_tensor(entry["input_ids"]) for entry in inputs if isinstance(entry, dict)]
+    counts = np.bincount(torch.cat(ids).flatten().numpy(), minlength=TOKENS)
+    _, vectors = np.linalg.eigh(table.T @ (counts[:, None] * table))
+    leading = vectors[:, -8:]
+    actual = network.get_parameter("model.embed_tokens.weight").detach().double().numpy()
+    np.testing.assert_allclose(actual @ actual.T, table @ leading @ leading.T @ table.T, atol=1e-4)
+    head = network.get_parameter("lm_head.weight").detach().double().numpy()
+    output = teacher.get_parameter("lm_head.weight").detach().double().numpy()
+    np.testing.assert_allclose(head @ actual.T, output @ leading @ leading.T @ table.T, atol=1e-4)
+
+
+def test_more_blocks_than_the_student_has_are_refused() -> None:
+    with pytest.raises(BindError, match="'blocks' of 'init' must be at most the 2 blocks"):
+        run(student(), curricle.LeastSquaresStart(blocks=3))
