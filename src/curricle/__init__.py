@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
+    from curricle.curriculum.strategies import low_rank_clone as low_rank_clone
     from curricle.curriculum.strategies import one_shot as one_shot
     from curricle.curriculum.strategies import progressive as progressive
     from curricle.data.batch import Batch as Batch
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
+    from curricle.objectives.low_rank_clone import LowRankClone as LowRankClone
     from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
     from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
     from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities
@@ -84,6 +86,7 @@ else:
                 "evenly_spaced_pairs",
                 "extraction",
                 "from_labels",
+                "low_rank_clone",
                 "one_shot",
                 "progressive",
             ),
@@ -108,6 +111,7 @@ else:
             "objectives.hidden": ("LayerPair", "MatchHidden"),
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
+            "objectives.low_rank_clone": ("LowRankClone",),
             "objectives.paired_logits": ("MatchPairedLogits",),
             "objectives.vocabulary_groups": ("token_groups",),
             "runs.compare": ("Comparison", "compare"),

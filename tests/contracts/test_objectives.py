@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.curriculum.stages import Stage
@@ -20,6 +20,7 @@ from curricle.data.batch import Batch
 from curricle.errors import SpecError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place
+from curricle.models.wrapping import tapped
 from curricle.objectives.adapters import adapter_of
 from curricle.objectives.base import (
     BoundObjective,
@@ -34,9 +35,10 @@ from curricle.objectives.divergences import JSD, ReverseKL, SquaredError, TotalV
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.low_rank_clone import LowRankClone
 from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.paired_logits import MatchPairedLogits
-from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
+from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.vocabulary_groups import GroupedProbabilities, SortedProbabilities
 from curricle.values import parse, plain
@@ -122,6 +124,7 @@ class Case:
     is_pooled: bool = False
     compares_examples: bool = False
     group: int = 1
+    models: Any = None
 
     @property
     def positions(self) -> list[int]:
@@ -131,7 +134,7 @@ class Case:
 
     def bound(self, seen: World) -> BoundObjective:
         term: BoundObjective = self.objective.bind(
-            Reads(student=(STUDENT,), teacher=(TEACHER,)),
+            Reads(student=(STUDENT,), teacher=(TEACHER,), models=self.models),
             Sample(
                 batch=seen.batch,
                 student=seen.shown("student", seen.batch),
@@ -258,6 +261,30 @@ def temperature_case(*, label_weight: float = 0.1, selects: bool = True, **field
         is_zero_at_match=not label_weight,
         # The temperatures of the instances are those of its own test.
         has_formula=objective.variant == "global",
+    )
+
+
+def clone_case() -> Case:
+    matrix = Gaussian().matrix(
+        seed=SEED, name="clone 0.0 0", student_width=WIDTH, teacher_width=TEACHER_WIDTH
+    )
+
+    def formula(student: Array, teacher: Array, _: Array) -> float:
+        gaps = student - teacher @ matrix.numpy().astype(np.float64).T
+        return float((gaps**2).sum() / WIDTH)
+
+    return Case(
+        LowRankClone(start="random"),
+        formula,
+        reads="hidden",
+        counts="valid",
+        # The projection is float32.
+        tolerance=1e-5,
+        is_zero_at_match=False,
+        models=tuple(
+            tapped(nn.Sequential(nn.Sequential(nn.Linear(3, width))), blocks=["0"])
+            for width in (WIDTH, TEACHER_WIDTH)
+        ),
     )
 
 

@@ -66,6 +66,11 @@ CATALOG: dict[str, Arguments] = {
     },
     "one_shot": lambda total: {"kind": "one_shot", "objective": {"kind": "logits", "weight": 2}},
     "one_shot after a start": lambda total: {"kind": "one_shot", "init": {"kind": "principal"}},
+    "low_rank_clone": lambda total: {
+        "kind": "low_rank_clone",
+        "start": "random",
+        "label_weight": 0.5,
+    },
     "from_labels": lambda total: {"kind": "from_labels"},
     "staged": lambda total: {"kind": "staged", "stages": written(total)},
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
+    from curricle.curriculum.strategies import low_rank_clone as low_rank_clone
     from curricle.curriculum.strategies import one_shot as one_shot
     from curricle.curriculum.strategies import progressive as progressive
 else:
@@ -31,6 +32,7 @@ else:
                 "evenly_spaced_pairs",
                 "extraction",
                 "from_labels",
+                "low_rank_clone",
                 "one_shot",
                 "progressive",
             ),

@@ -8,11 +8,13 @@ new method is another function, or a list of explicit stages.
 | `extraction` | per layer pair: MSE to a projected teacher layer; then KL to its logits | [CE] |
 | `progressive` | per checkpoint of the teacher's training: KL to its logits | [PD] |
 | `one_shot` | KL to the finished teacher's logits | Hinton et al. 2015 |
+| `low_rank_clone` | KL to the logits, MSE to activations, projected weights | [LRC] |
 | `from_labels` | a loss against the labels, no teacher | |
 
 References:
     [CE] Gupta and Karmalkar 2025, arXiv 2503.17494.
     [PD] Panigrahi et al. 2024, arXiv 2410.05464.
+    [LRC] Hao et al. 2025, arXiv 2505.12781.
 """
 
 import inspect
@@ -43,6 +45,7 @@ from curricle.objectives.divergences import SquaredError
 from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
 from curricle.objectives.labels import LabelLoss, LabelLossName
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.low_rank_clone import LowRankClone
 from curricle.objectives.projections import Gaussian, Projection
 from curricle.renamed import name_hint
 from curricle.values import checked
@@ -309,6 +312,43 @@ def _loss_beside(objective: Objective) -> LabelLossName:
 
 
 @checked
+def low_rank_clone(
+    *,
+    total: DurationText,
+    start: Literal["selection", "random"] = "selection",
+    clone_weight: Annotated[float, Field(gt=0, le=MOST_WEIGHT)] = 0.2,
+    objective: AnyObjective = MatchLogits(),
+    label_weight: Annotated[float, Field(ge=0, le=MOST_WEIGHT)] = 0.0,
+    label_loss: LabelLossName | None = None,
+    name: str = "low_rank_clone",
+) -> Curriculum:
+    """Return a low-rank clone: the student's weights are trained projections of the teacher's.
+
+    It needs a student of the teacher's architecture, no larger along any axis; the projections are
+    merged into its weights at every step. See `LowRankClone`.
+
+    Args:
+        total: Length of the curriculum.
+        start: Initial projections: `selection` of channels by activations, or `random`.
+        clone_weight: Weight of the activations of all linear maps in paired blocks.
+        objective: Objective of the outputs.
+        label_weight: Weight of a loss against the data's labels; 0 leaves it out.
+        label_loss: That loss; see `LabelLoss`. None as in `one_shot`.
+        name: Name of the method in reports.
+
+    Source:
+        [LRC]; `selection` is that of RED (arXiv 2605.29327). Deviations: those of `LowRankClone`;
+        KL at temperature 1 without labels by default, as in `one_shot`, where the paper adds the
+        labels' cross-entropy and softens the KL by a temperature.
+    """
+    loss = label_loss or _loss_beside(objective)
+    labels = (LabelLoss(weight=label_weight, loss=loss),) if label_weight else ()
+    clone = LowRankClone(start=start, weight=clone_weight)
+    stage = Stage(name="clone", duration=total, objectives=(clone, objective, *labels))
+    return Curriculum(name=name, stages=(stage,))
+
+
+@checked
 def from_labels(
     *,
     total: DurationText,
@@ -361,6 +401,7 @@ STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(
         "extraction": extraction,
         "progressive": progressive,
         "one_shot": one_shot,
+        "low_rank_clone": low_rank_clone,
         "from_labels": from_labels,
         "staged": staged,
     }

@@ -23,6 +23,7 @@ from curricle.least_squares.maps import norm_of
 from curricle.least_squares.stream_map import stream_map
 from curricle.least_squares.surroundings import Pair, fit_front, fit_tail
 from curricle.models.restoring import modes_kept
+from curricle.models.stacks import block_ends
 from curricle.models.tapped import Inputs, TappedModel
 
 
@@ -114,18 +115,6 @@ def fit(
             unfitted += _fit_block(pair, number, range(begin, end))
             begin = end
         return (*unfitted, *(fit_tail(pair) if num_blocks is None else ()))
-
-
-def block_ends(student_depth: int, teacher_depth: int) -> tuple[int, ...]:
-    """Return the number of the teacher's block that each block of a student ends with.
-
-    Args:
-        student_depth: Blocks of the student; at most those of the teacher.
-        teacher_depth: Blocks of the teacher.
-    """
-    return tuple(
-        -(-number * teacher_depth // student_depth) for number in range(1, student_depth + 1)
-    )
 
 
 @contextmanager

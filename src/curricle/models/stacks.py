@@ -176,6 +176,18 @@ def _is_traced(path: str, traced_paths: Sequence[str]) -> bool:
     )
 
 
+def block_ends(student_depth: int, teacher_depth: int) -> tuple[int, ...]:
+    """Return the number of the teacher's block that each block of a student ends with.
+
+    Args:
+        student_depth: Blocks of the student; at most those of the teacher.
+        teacher_depth: Blocks of the teacher.
+    """
+    return tuple(
+        -(-number * teacher_depth // student_depth) for number in range(1, student_depth + 1)
+    )
+
+
 def stack_lengths(model: nn.Module) -> dict[str, int]:
     """Return the number of blocks of each stack by module path, outermost lists only."""
     stacks: dict[str, int] = {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
+    from curricle.objectives.low_rank_clone import LowRankClone as LowRankClone
     from curricle.objectives.losses import binary_cross_entropy as binary_cross_entropy
     from curricle.objectives.losses import cosine_distance as cosine_distance
     from curricle.objectives.losses import cross_entropy as cross_entropy
@@ -53,6 +54,7 @@ else:
             "hidden": ("LayerPair", "MatchHidden"),
             "labels": ("LabelLoss",),
             "logits": ("MatchLogits",),
+            "low_rank_clone": ("LowRankClone",),
             "losses": (
                 "binary_cross_entropy",
                 "cosine_distance",

@@ -8,9 +8,11 @@ student contains it. An objective without adapter adds no cost to a step.
 Axes: row (any number of axes), inputs, outputs.
 
 Design: the engine reads the adapter from an attribute of the bound objective and needs no other
-method. The bound adapter keeps its initial values, since each stage trains a copy. An adapter with
-a forward pass that depends on the step within its stage has a method `advance`, called after every
-update; the step counter is a buffer, so it is checkpointed.
+method. The bound adapter keeps its initial values, since each stage trains a copy. Three optional
+methods follow the steps: `begin` is called when a stage begins, but not when it goes on from a
+checkpoint, `prepare` before every update, after gradients are clipped, and `advance` after every
+update, as for a counter of steps, which is a buffer, so it is checkpointed. `update_flops` counts
+the FLOPs of both.
 
 References:
     [R14] Romero et al. 2014, FitNets, arXiv 1412.6550: a regressor from the student's width to the

@@ -145,6 +145,8 @@ class Reads:
     common_classes: int | None = None
     """Number of leading classes that stand for the same tokens in both models; None if their
     tokenizers are unknown or equal."""
+    models: tuple[TappedModel, TappedModel] | None = None
+    """Student and teacher, for an objective that reads their weights; None for others."""
 
 
 def merge_reads(all_reads: Sequence[Reads], *, full_student: bool) -> Reads:

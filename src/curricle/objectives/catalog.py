@@ -14,6 +14,7 @@ from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.low_rank_clone import LowRankClone
 from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.temperature import LearnedTemperature
@@ -27,7 +28,8 @@ Shipped = Annotated[
     | MatchSimilarities
     | MatchMargins
     | LabelLoss
-    | LearnedTemperature,
+    | LearnedTemperature
+    | LowRankClone,
     Field(discriminator="kind"),
 ]
 
@@ -40,6 +42,7 @@ SHIPPED = (
     MatchMargins,
     LabelLoss,
     LearnedTemperature,
+    LowRankClone,
 )
 
 

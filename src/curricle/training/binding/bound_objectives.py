@@ -117,11 +117,14 @@ def adapters_in_optimizer(
         optimizer.add_param_group(group)
     # Adapters count the updates themselves, in a buffer: a resumed stage goes on at the count that
     # its checkpoint holds.
-    counters = [getattr(adapter, "advance", None) for adapter in adapters]
     hooks = [
-        optimizer.register_step_post_hook(partial(_advance, count))
-        for count in counters
-        if count is not None
+        register(partial(_call, getattr(adapter, name)))
+        for name, register in (
+            ("prepare", optimizer.register_step_pre_hook),
+            ("advance", optimizer.register_step_post_hook),
+        )
+        for adapter in adapters
+        if hasattr(adapter, name)
     ]
     try:
         yield
@@ -134,5 +137,18 @@ def adapters_in_optimizer(
             optimizer.state.pop(parameter, None)
 
 
-def _advance(count: Callable[[], None], *_: object) -> None:
-    count()
+def _call(follow: Callable[[], None], *_: object) -> None:
+    follow()
+
+
+def begin_adapters(adapters: nn.ModuleList) -> None:
+    """Call the adapters that set something before the first step of their stage."""
+    for adapter in adapters:
+        begin: Callable[[], None] | None = getattr(adapter, "begin", None)
+        if begin is not None:
+            begin()
+
+
+def update_flops(adapters: nn.ModuleList) -> int:
+    """Return the FLOPs of adapters before and after an update of the weights."""
+    return sum(getattr(adapter, "update_flops", 0) for adapter in adapters)

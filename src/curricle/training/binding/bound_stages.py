@@ -56,6 +56,7 @@ from curricle.training.binding.bound_objectives import (
     bound_term,
     copy_trainable_terms,
     plan_columns,
+    update_flops,
 )
 from curricle.training.binding.first_passes import run_first_pass
 from curricle.training.binding.recomputing import check_recomputation, without_reentrant_checkpoints
@@ -239,7 +240,8 @@ class StageProbe:
             until="" if isinstance(stage.duration, Duration) else str(stage.duration),
             # A step takes as many passes as there are micro-batches, but holds the activations of
             # only one at a time, so the memory below is not multiplied.
-            student_flops=student_meter.flops * self._settings.gradient_accumulation_steps,
+            student_flops=student_meter.flops * self._settings.gradient_accumulation_steps
+            + update_flops(adapters_of(terms)),
             teacher_flops=teacher_meter.flops * self._settings.gradient_accumulation_steps,
             trained_parameters=self._count(trained),
             adapter_parameters=adapter_parameters,

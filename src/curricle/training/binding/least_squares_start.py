@@ -13,8 +13,9 @@ from typing import final
 from curricle.curriculum.initialization import START, LeastSquaresStart
 from curricle.data.streams import Stream
 from curricle.errors import BindError
-from curricle.least_squares.fitting import CalibrationBatch, block_ends, fit, inspect
+from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
 from curricle.models.peft_adapters import is_tuned
+from curricle.models.stacks import block_ends
 from curricle.models.tapped import TappedModel
 from curricle.records import StagePlan, Usage
 from curricle.training.setup.placement import Placement

@@ -24,7 +24,7 @@ from curricle.models.restoring import frozen_but
 from curricle.objectives.base import Target
 from curricle.records import Usage
 from curricle.training.binding.batches import LocatedErrors
-from curricle.training.binding.bound_objectives import adapters_in_optimizer
+from curricle.training.binding.bound_objectives import adapters_in_optimizer, begin_adapters
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.checkpoints import load_adapters
@@ -315,7 +315,9 @@ def stepping(
         stepper = Stepper(run, stage, optimizer, loss, start=first)
         decay = run.optimizer.weight_decay
         stack.enter_context(adapters_in_optimizer(optimizer, loss.adapters, weight_decay=decay))
-        if resumed is not None and len(loss.adapters):
+        if resumed is None:
+            begin_adapters(loss.adapters)
+        elif len(loss.adapters):
             # After the optimizer has them: state of a parameter in none of its groups is refused.
             load_adapters(resumed, loss.adapters, optimizer)
         # Also where the stage goes on: statistics are in no checkpoint. And before the second
