@@ -500,6 +500,7 @@ CATALOG: dict[str, Case] = {
         ),
         tolerance=1e-6,
     ),
+    "low-rank clone": clone_case(),
     "learned temperature": temperature_case(),
     "learned temperature without labels": temperature_case(label_weight=0.0),
     "learned temperature everywhere": temperature_case(label_weight=0.0, selects=False),

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
-    from curricle.objectives.low_rank_clone import LowRankClone as LowRankClone
     from curricle.objectives.losses import binary_cross_entropy as binary_cross_entropy
     from curricle.objectives.losses import cosine_distance as cosine_distance
     from curricle.objectives.losses import cross_entropy as cross_entropy
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from curricle.objectives.losses import sorted_distance as sorted_distance
     from curricle.objectives.losses import squared_error as squared_error
     from curricle.objectives.losses import total_variation as total_variation
+    from curricle.objectives.low_rank_clone import LowRankClone as LowRankClone
     from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
     from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
     from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities

@@ -27,7 +27,7 @@ HEAD_SIZES = ("head_dim", "attention_head_size")
 """Attributes of attention modules that hold the width of a head."""
 NUM_READERS = 3
 """Maps in attention modules whose map that writes lies behind them: queries, keys, values."""
-Energies = Mapping[tuple[str, Sizes], Float[Tensor, " teacher_size"]]
+Energies = Mapping[tuple[str, Sizes], Tensor]
 """Energy of each channel by the path of the block, empty for states, and the sizes of the axis."""
 
 

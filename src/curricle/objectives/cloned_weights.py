@@ -198,19 +198,19 @@ class ClonedWeights(nn.Module):
                 gradient, weight.grad = weight.grad, None
                 # Without a gradient the optimizer skips the weight, which is written instead.
                 with torch.enable_grad():
-                    product = self._product(pair, self._matrices)
+                    product = self._product(pair, self.matrices)
                 torch.autograd.backward(product, gradient.to(product.dtype))
 
     @torch.no_grad()
     def advance(self) -> None:
         """Write the products into the student, after an update."""
         for pair in self._products:
-            self._set(pair, self._product(pair, self._matrices))
+            self._set(pair, self._product(pair, self.matrices))
 
     @property
     def update_flops(self) -> int:
         """Return the FLOPs of `prepare` and `advance`, counted while they run on copies."""
-        matrices = {axis: matrix.detach().clone() for axis, matrix in self._matrices.items()}
+        matrices = {axis: matrix.detach().clone() for axis, matrix in self.matrices.items()}
         for matrix in matrices.values():
             matrix.requires_grad_()
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
@@ -223,7 +223,8 @@ class ClonedWeights(nn.Module):
         return counter.get_total_flops() + forward.get_total_flops()
 
     @property
-    def _matrices(self) -> dict[Axis, Tensor]:
+    def matrices(self) -> dict[Axis, Tensor]:
+        """Return the projections by the axis that they project."""
         return {axis: self.projections[number] for axis, number in self._numbers.items()}
 
     def _product(self, pair: WeightPair, matrices: Mapping[Axis, Tensor]) -> Tensor:
