@@ -181,7 +181,7 @@ class ClonedWeights(nn.Module):
         if axis not in self._numbers:
             return states
         matrix = self.projections[self._numbers[axis]]
-        return states.to(matrix.dtype) @ matrix.mT
+        return states.detach().to(matrix.dtype) @ matrix.mT
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -220,7 +220,7 @@ class ClonedWeights(nn.Module):
         with torch.no_grad(), forward:
             for pair in self._products:
                 self._product(pair, matrices)
-        return counter.get_total_flops() + forward.get_total_flops()
+        return int(counter.get_total_flops() + forward.get_total_flops())
 
     @property
     def matrices(self) -> dict[Axis, Tensor]:
@@ -235,7 +235,8 @@ class ClonedWeights(nn.Module):
                 matrix = matrices[axis]
                 columns = beside(weight, matrix).to(matrix.dtype).movedim(number, -1)
                 weight = (columns @ matrix.mT).movedim(-1, number)
-        return weight
+        product: Tensor = weight
+        return product
 
     def _set(self, pair: WeightPair, weight: Tensor) -> None:
         # In place: tied parameters and the optimizer hold this very tensor.

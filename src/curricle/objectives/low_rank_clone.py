@@ -76,7 +76,7 @@ class LowRankClone:
                 different architectures.
         """
         model = require(teacher, "teacher")
-        if not isinstance(getattr(model, "module", None), nn.Module):
+        if not any(True for _ in model.module.parameters()):
             raise BindError("a low-rank clone needs a teacher with weights; got stored targets")
         weight_pairs(student, model)
         blocks = tuple(_blocks(student))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import curricle
 from curricle.errors import BindError
 from curricle.models.tapped import TappedModel
+from curricle.objectives.adapters import adapter_of
+from curricle.objectives.cloned_weights import ClonedWeights
 from curricle.records import EvaluationRecord, Record
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
@@ -46,7 +48,8 @@ def taken(run: BoundRun, steps: int = 3) -> tuple[dict[Any, Any], list[float]]:
     optimizer = run.optimizer.build(run.student.module.parameters())
     with stepping(run, stage, optimizer) as stepper:
         losses = [stepper.step(step).terms[0].item() for step in range(steps)]
-        adapter = stepper.loss.terms[0].objective.adapter
+        adapter = adapter_of(stepper.loss.terms[0].objective)
+        assert isinstance(adapter, ClonedWeights)
         arrays = {axis: matrix.detach().numpy().copy() for axis, matrix in adapter.matrices.items()}
     return arrays, losses
 
@@ -176,9 +179,18 @@ def test_a_finished_student_is_an_ordinary_module(family: str) -> None:
 
 
 def test_a_student_of_the_teachers_size_begins_as_its_teacher() -> None:
-    _, records = run(model("llama", seed=1), "llama", clone_weight=1e-6)
-    first = next(entry for entry in records if isinstance(entry, EvaluationRecord))
-    assert first.metrics["kl"] < 1e-4
+    network, teacher = model("llama", seed=1), model("llama")
+    run_of_two = bind(
+        curricle.low_rank_clone(total="5 steps"),
+        student=curricle.tapped(network),
+        teacher=LiveTeacher(curricle.tapped(teacher)),
+        stream=texts(),
+        optimizer=curricle.SGD(learning_rate=0.1),
+        settings=curricle.TrainingSettings(),
+        seed=0,
+    )
+    taken(run_of_two, steps=0)
+    assert torch.equal(logits(network), logits(teacher))
 
 
 def test_a_resumed_run_is_bit_equal(tmp_path: Path) -> None:
@@ -215,9 +227,12 @@ def test_models_without_blocks_are_refused() -> None:
         objective.reads(student, teacher)
 
 
-def test_stored_targets_are_refused() -> None:
-    class Manifest:
-        """A teacher without a module, as that of stored targets."""
-
+def test_stored_targets_are_refused(tmp_path: Path) -> None:
+    teacher, one_shot = mlp(9, seed=1), curricle.one_shot(total="5 steps")
+    curricle.capture_targets(
+        mlp(4).module, teacher.module, one_shot, parity(), folder=tmp_path / "targets"
+    )
+    targets = curricle.open_targets(tmp_path / "targets")
+    clone = curricle.low_rank_clone(total="5 steps")
     with pytest.raises(BindError, match="needs a teacher with weights; got stored targets"):
-        curricle.LowRankClone().reads(mlp(4), Manifest())  # type: ignore[arg-type]
+        curricle.plan(mlp(4).module, targets, clone, parity())
