@@ -179,8 +179,8 @@ class ClonedWeights(nn.Module):
     ) -> Float[Tensor, "row student_size"]:
         """Return teacher states projected as an axis of the weights is; equal sizes as they are."""
         if axis not in self._numbers:
-            return states
-        matrix = self.projections[self._numbers[axis]]
+            return states.detach()
+        matrix: Tensor = self.projections[self._numbers[axis]]
         return states.detach().to(matrix.dtype) @ matrix.mT
 
     @torch.no_grad()
