@@ -100,9 +100,15 @@ class LowRankClone:
         """Return the term with initial projections.
 
         Raises:
-            BindError: If the outputs of a map have other positions than those of the first.
+            BindError: If the data pair two tokenizers, or the outputs of a map have other positions
+                than those of the first.
         """
         del is_residual
+        if sample.batch.alignment is not None:
+            raise BindError(
+                "a low-rank clone needs models that read the same tokens; the data pair two "
+                "tokenizers"
+            )
         student, teacher = require(reads.models, "models")
         activations = require(sample.teacher, "teacher")
         maps = _maps(student)
@@ -140,8 +146,14 @@ class LowRankClone:
     ) -> dict[Axis, Tensor]:
         """Return the initial projections; random ones of the weights that are products alone."""
         student, teacher = require(reads.models, "models")
-        if self.start == "random":
-            axes = {axis: sizes for p in pairs if p.is_product for axis, sizes in _sizes(p)}
+        is_random = self.start == "random"
+        axes = {
+            axis: sizes
+            for pair in pairs
+            if pair.is_product or not is_random
+            for axis, sizes in pair.projections.items()
+        }
+        if is_random:
             return {
                 axis: Gaussian().matrix(
                     seed=sample.seed,
@@ -154,17 +166,13 @@ class LowRankClone:
         energies = _energies(student, reads, sample, rows)
         heads = head_sizes(student.module), head_sizes(teacher.module)
         matrices = {}
-        for axis, sizes in dict(entry for pair in pairs for entry in _sizes(pair)).items():
+        for axis, sizes in axes.items():
             twin = (paired_path(axis[0], student, teacher), axis[1])
             widths = (
                 (heads[0][axis], heads[1][twin]) if axis in heads[0] and twin in heads[1] else None
             )
             matrices[axis] = selection(sizes, energies, _block(student, axis[0]), widths)
         return matrices
-
-
-def _sizes(pair: WeightPair) -> list[tuple[Axis, Sizes]]:
-    return list(pair.projections.items())
 
 
 def _blocks(model: TappedModel) -> list[str]:

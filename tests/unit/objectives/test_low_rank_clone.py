@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import curricle
 from curricle.errors import BindError
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import adapter_of
+from curricle.objectives.base import Sample
 from curricle.objectives.cloned_weights import ClonedWeights
 from curricle.records import EvaluationRecord, Record
 from curricle.teachers.live import LiveTeacher
@@ -236,3 +237,12 @@ def test_stored_targets_are_refused(tmp_path: Path) -> None:
     clone = curricle.low_rank_clone(total="5 steps")
     with pytest.raises(BindError, match="needs a teacher with weights; got stored targets"):
         curricle.plan(mlp(4).module, targets, clone, parity())
+
+
+def test_data_of_two_tokenizers_are_refused() -> None:
+    student, teacher = mlp(4), mlp(9, seed=1)
+    objective, ids = curricle.LowRankClone(), torch.zeros(2, 3, dtype=torch.int64)
+    batch = curricle.Batch(inputs=ids, teacher_inputs=ids, alignment=ids)
+    sample = Sample(batch=batch, student=Activations({}), teacher=Activations({}), seed=0)
+    with pytest.raises(BindError, match="the data pair two tokenizers"):
+        objective.bind(objective.reads(student, teacher), sample, is_residual=False)
