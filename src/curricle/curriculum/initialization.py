@@ -24,6 +24,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from curricle.errors import BindError, SpecError
+from curricle.objectives.logits import is_none
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Orthogonal, Sign
 from curricle.values import value
@@ -105,11 +106,6 @@ class PrincipalStart:
         return self.kind
 
 
-def _is_unset(number: object) -> bool:
-    """Return whether a number is left out of specs and digests, which are older than its field."""
-    return number is None
-
-
 @final
 @value
 class LeastSquaresStart:
@@ -133,7 +129,7 @@ class LeastSquaresStart:
     batches: int = Field(gt=0, le=MOST_BATCHES, default=12)
     """Batches of the training data that the fit reads. They should hold some ten times as many
     positions as the widest map has inputs; their examples and FLOPs count as usage of the run."""
-    blocks: int | None = Field(gt=0, default=None, exclude_if=_is_unset)
+    blocks: int | None = Field(gt=0, default=None, exclude_if=is_none)
     """Leading blocks that are fitted; None fits all. With a number, the directions of the states
     are those of the inputs of these blocks; later blocks and normalizations stay as drawn, and the
     output is the teacher's with these directions."""

@@ -6,7 +6,13 @@ import pytest
 import torch
 import yaml
 
-from curricle.curriculum.initialization import PrincipalStart, RandomStart, WarmStart
+from curricle.curriculum.initialization import (
+    LeastSquaresStart,
+    PrincipalStart,
+    RandomStart,
+    WarmStart,
+    warm_start,
+)
 from curricle.errors import BindError, SpecError
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import Gaussian, Identity, Orthogonal, Sign
@@ -86,3 +92,12 @@ def test_a_start_that_is_none_is_found_when_the_spec_is_read() -> None:
     call = {"kind": "one_shot", "init": {"kind": "warm"}}
     with pytest.raises(SpecError, match=r"'curriculum'.*init.*'random', 'principal'"):
         parse(RunSpec, tiny_comparison() | {"curriculum": call})
+
+
+def test_guide_is_the_fit_of_the_first_block() -> None:
+    assert warm_start("guide") == LeastSquaresStart(blocks=1)
+    assert parse(WarmStart, {"kind": "least_squares", "blocks": 1}) == warm_start("guide")
+
+
+def test_the_fit_of_all_blocks_keeps_the_digest_of_before() -> None:
+    assert plain(LeastSquaresStart()) == {"kind": "least_squares", "batches": 12}
