@@ -30,8 +30,8 @@ from curricle.models.stacks import block_ends
 from curricle.models.tapped import TappedModel
 
 Axis = tuple[str, int]
-"""Axis of the weight of a module of the student: its path and the number of the axis. The bias of a
-map lies on the axis of the map's outputs."""
+"""Axis of a weight of the student: the path of its module, or the name of a parameter that is not
+called weight, and the number of the axis. The bias of a map lies on the axis of its outputs."""
 Sizes = tuple[int, int]
 """Sizes of an axis in student and teacher."""
 
@@ -88,8 +88,8 @@ def weight_pairs(student: TappedModel, teacher: TappedModel) -> tuple[WeightPair
         teacher: The teacher, with modules of the same names in each block.
 
     Raises:
-        BindError: If the teacher lacks a parameter, has it smaller or with other axes, tables have
-            other rows, or a parameter of the student is frozen.
+        BindError: If the teacher lacks a parameter, has it smaller, with other axes, quantized or
+            offloaded, tables have other rows, or a parameter of the student is frozen.
     """
     sources = dict(teacher.module.named_parameters(remove_duplicate=False))
     pairs = []
@@ -100,6 +100,11 @@ def weight_pairs(student: TappedModel, teacher: TappedModel) -> tuple[WeightPair
                 f"a low-rank clone needs a student of the teacher's architecture; the teacher has "
                 f"no parameter {source!r} with {weight.ndim} axes for {name!r} of the student; "
                 f"init='least_squares' needs no equal names"
+            )
+        if not sources[source].is_floating_point() or sources[source].is_meta:
+            raise BindError(
+                f"a low-rank clone needs a teacher with floating-point weights in memory; "
+                f"{source!r} is quantized or offloaded; load the teacher without either"
             )
         sizes = tuple(zip(weight.shape, sources[source].shape, strict=True))
         path, _, entry = name.rpartition(".")
@@ -118,8 +123,10 @@ def weight_pairs(student: TappedModel, teacher: TappedModel) -> tuple[WeightPair
             )
         is_bias = entry == "bias" and getattr(module, "weight", weight).ndim > 1
         start = output_axis(module) if is_bias else 0
+        # A module may have several weights with axes of their own, as recurrent ones.
+        owner = path if entry in {"weight", "bias"} else name
         axes = tuple(
-            None if size == teacher_size else (path, start + axis)
+            None if size == teacher_size else (owner, start + axis)
             for axis, (size, teacher_size) in enumerate(sizes)
         )
         is_product = any(axes) and (is_bias or weight.ndim > 1)

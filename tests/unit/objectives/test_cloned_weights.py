@@ -185,6 +185,22 @@ def test_blocks_are_paired_evenly() -> None:
     assert paths == ["blocks.1.0.weight", "blocks.3.0", "head.bias"]
 
 
+def test_every_matrix_of_a_recurrent_module_has_axes_of_its_own() -> None:
+    with seeding.scoped(0, "cloned weights"):
+        student, teacher = nn.LSTM(2, 3), nn.LSTM(5, 7)
+    pairs = weight_pairs(curricle.tapped(student), curricle.tapped(teacher))
+    sizes = {axis: size for pair in pairs for axis, size in pair.projections.items()}
+    assert sizes["weight_ih_l0", 1] == (2, 5)
+    assert sizes["weight_hh_l0", 1] == (3, 7)
+
+
+def test_a_teacher_with_integers_as_weights_is_refused() -> None:
+    student, teacher = models()
+    teacher.head.weight = nn.Parameter(teacher.head.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(BindError, match=r"'head\.weight' is quantized or offloaded"):
+        weight_pairs(curricle.tapped(student), curricle.tapped(teacher))
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
