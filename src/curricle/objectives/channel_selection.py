@@ -11,8 +11,9 @@ Axes: student_size, teacher_size (of one axis of a weight).
 
 Source:
     He et al. 2026, RED (arXiv 2605.29327): projections as channel selections by activations
-    instead of random numbers keep the effective rank of the states. Deviations: the measure is the
-    energy, each state weighed alike; heads, which the paper keeps, are spaced evenly.
+    instead of random numbers keep the effective rank of the states. Deviations: channels are
+    measured by their energy on one batch, each state weighed alike; heads and neurons, all of which
+    Low-Rank Clone keeps, are selected, too.
 """
 
 from collections.abc import Mapping

@@ -52,6 +52,7 @@ class LowRankClone:
         neurons, so that outputs of a map inside a sublayer are projected, too (in the paper A is
         the identity there); biases are projected with the outputs of their map; weights of the
         teacher's size and normalizations train themselves, the former from the teacher's values;
+        outputs of attention are compared after their projection and not before;
         with fewer blocks each is paired with the last of those that it stands for; the finished
         teacher's weights are projected also where a checkpoint teaches.
     """
