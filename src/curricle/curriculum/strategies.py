@@ -40,9 +40,10 @@ from curricle.errors import SpecError, near_names
 from curricle.objectives.base import MOST_WEIGHT, Objective
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.divergences import SquaredError
-from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
+from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize
 from curricle.objectives.labels import LabelLoss, LabelLossName
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.paired_states import Positions
 from curricle.objectives.projections import Gaussian, Projection
 from curricle.renamed import name_hint
 from curricle.values import checked
