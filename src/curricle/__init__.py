@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
     from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
     from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities
+    from curricle.objectives.matched_geometries import MatchCKA as MatchCKA
+    from curricle.objectives.matched_geometries import MatchProcrustes as MatchProcrustes
+    from curricle.objectives.matched_relations import MatchRelations as MatchRelations
     from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.vocabulary_groups import token_groups as token_groups
     from curricle.runs.compare import Comparison as Comparison
@@ -108,6 +111,8 @@ else:
             "objectives.hidden": ("LayerPair", "MatchHidden"),
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
+            "objectives.matched_geometries": ("MatchCKA", "MatchProcrustes"),
+            "objectives.matched_relations": ("MatchRelations",),
             "objectives.paired_logits": ("MatchPairedLogits",),
             "objectives.vocabulary_groups": ("token_groups",),
             "runs.compare": ("Comparison", "compare"),

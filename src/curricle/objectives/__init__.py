@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
     from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
     from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities
+    from curricle.objectives.matched_geometries import MatchCKA as MatchCKA
+    from curricle.objectives.matched_geometries import MatchProcrustes as MatchProcrustes
+    from curricle.objectives.matched_relations import MatchRelations as MatchRelations
     from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.projections import Gaussian as Gaussian
     from curricle.objectives.projections import Identity as Identity
@@ -50,6 +53,8 @@ else:
             "chunked": ("chunked_cross_entropy", "chunked_divergence"),
             "divergences": ("ForwardKL", "JSD", "ReverseKL", "SquaredError", "TotalVariation"),
             "matched_embeddings": ("MatchEmbeddings", "MatchMargins", "MatchSimilarities"),
+            "matched_geometries": ("MatchCKA", "MatchProcrustes"),
+            "matched_relations": ("MatchRelations",),
             "hidden": ("LayerPair", "MatchHidden"),
             "labels": ("LabelLoss",),
             "logits": ("MatchLogits",),

@@ -15,6 +15,8 @@ from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
+from curricle.objectives.matched_geometries import MatchCKA, MatchProcrustes
+from curricle.objectives.matched_relations import MatchRelations
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
@@ -27,7 +29,10 @@ Shipped = Annotated[
     | MatchSimilarities
     | MatchMargins
     | LabelLoss
-    | LearnedTemperature,
+    | LearnedTemperature
+    | MatchCKA
+    | MatchProcrustes
+    | MatchRelations,
     Field(discriminator="kind"),
 ]
 
@@ -40,6 +45,9 @@ SHIPPED = (
     MatchMargins,
     LabelLoss,
     LearnedTemperature,
+    MatchCKA,
+    MatchProcrustes,
+    MatchRelations,
 )
 
 

@@ -140,6 +140,21 @@ class PairedStates:
         state = teacher.hidden[self.teacher]
         return self._rows(state, batch, self._teacher_side(state, batch))
 
+    def student_sequences(
+        self, student: Activations, batch: Batch
+    ) -> Float[Tensor, "example position width"]:
+        """Return the student's states of all positions, also those without data."""
+        states = self.reading.read(student.hidden[self.student], self.side(batch))
+        return states.reshape(batch.num_examples, -1, states.shape[-1])
+
+    def teacher_sequences(
+        self, teacher: Activations, batch: Batch
+    ) -> Float[Tensor, "example position width"]:
+        """Return the teacher's states of all positions, also those without data."""
+        state = teacher.hidden[self.teacher]
+        states = self.reading.read(state, self._teacher_side(state, batch))
+        return states.reshape(batch.num_examples, -1, states.shape[-1])
+
     def side(self, batch: Batch) -> Batch:
         """Return the batch with the mask of the student's states."""
         side = batch.for_encoder if self.is_encoded else batch.for_matching
