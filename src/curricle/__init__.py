@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
     from curricle.curriculum.durations import UntilMetric as UntilMetric
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
+    from curricle.curriculum.hidden_layers import hidden_first as hidden_first
+    from curricle.curriculum.hidden_layers import joint as joint
     from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
+    from curricle.curriculum.layer_pairs import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
-    from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import one_shot as one_shot
@@ -81,10 +83,11 @@ else:
         __name__,
         {
             "curriculum.durations": ("Duration", "UntilMetric", "UntilPlateau"),
+            "curriculum.hidden_layers": ("hidden_first", "joint"),
+            "curriculum.layer_pairs": ("evenly_spaced_pairs",),
             "curriculum.initialization": ("LeastSquaresStart", "PrincipalStart", "RandomStart"),
             "curriculum.stages": ("Curriculum", "Stage"),
             "curriculum.strategies": (
-                "evenly_spaced_pairs",
                 "extraction",
                 "from_labels",
                 "one_shot",

@@ -52,7 +52,8 @@ def cka_distance(
     centered, target = _centered(student, teacher)
     aligned = (centered.mT @ target).square().sum()
     norms = [torch.linalg.matrix_norm(states.mT @ states) for states in (centered, target)]
-    return len(student) * (1.0 - aligned / (norms[0] * norms[1]).clamp_min(LEAST_NORM**2))
+    distance: Tensor = 1.0 - aligned / (norms[0] * norms[1]).clamp_min(LEAST_NORM**2)
+    return distance * len(student)
 
 
 def procrustes_distance(
@@ -83,7 +84,8 @@ def procrustes_distance(
     )
     # The gradient of the sum of singular values is U V', which needs no distinct values.
     nuclear = torch.linalg.svdvals(centered.mT @ target).sum()
-    return len(student) * (2.0 - 2.0 * nuclear)
+    distance: Tensor = 2.0 - 2.0 * nuclear
+    return distance * len(student)
 
 
 def _centered(

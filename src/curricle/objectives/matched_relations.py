@@ -164,7 +164,8 @@ class BoundRelations:
             is_later = places.unsqueeze(0) > places.unsqueeze(1)
             scores = scores.masked_fill(is_later, -torch.inf)
         rows = self.states.rows.take(scores.transpose(1, 2).flatten(2), side)
-        return rows.unflatten(-1, (heads, -1))
+        relations: Tensor = rows.unflatten(-1, (heads, -1))
+        return relations
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
