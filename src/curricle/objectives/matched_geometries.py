@@ -145,8 +145,9 @@ class BoundGeometry:
         reading = self.states.reading
         reading.check_stored()
         return {
-            "kind": "states",
+            "kind": "hidden",
             "place": str(self.states.teacher),
+            "normalize": "none",
             "width": self.states.widths[1],
             **({"reading": reading.kind} if reading.label else {}),
         }

@@ -67,7 +67,7 @@ def test_the_objective_of_the_layers_is_named_or_given_by_its_fields(
     objective: Any, expected: object
 ) -> None:
     for strategy in (hidden_first, joint):
-        curriculum = strategy(total="8 steps", pairs=PAIRS[0], layer_objective=objective)
+        curriculum = strategy(total="8 steps", pairs=PAIRS[:1], layer_objective=objective)
         assert expected in curriculum.stages[0].objectives
 
 
@@ -145,7 +145,7 @@ def test_a_student_learns_by_either_strategy(strategy: Any, objective: str) -> N
 
 def test_the_layers_of_the_first_stage_train_nothing_behind_them() -> None:
     curriculum = hidden_first(
-        total="9 steps", pairs=PAIRS[0], layer_fraction=0.9, layer_objective="cka"
+        total="9 steps", pairs=PAIRS[:1], layer_fraction=0.9, layer_objective="cka"
     )
     first = curriculum.stages[0]
     only = curricle.Curriculum(name="layers", stages=(first,))
