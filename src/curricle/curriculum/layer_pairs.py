@@ -15,7 +15,7 @@ from curricle.errors import SpecError
 from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair
 from curricle.objectives.matched_geometries import MatchCKA, MatchProcrustes
 from curricle.objectives.matched_relations import MatchRelations
-from curricle.values import parse, plain
+from curricle.values import Plain, parse, plain
 
 MOST_PAIRS = 1_000
 """Maximum number of layer pairs, hence of stages."""
@@ -34,7 +34,7 @@ Pairs = Annotated[tuple[NamedPair, ...] | int, BeforeValidator(_as_pairs)]
 """Type of a `checked` function's argument: layer pairs, a single one, or their number."""
 
 
-LayerObjective = Mapping[str, object] | str
+LayerObjective = Plain | str
 """Fields of an objective at a layer pair without the pair, or its kind alone."""
 
 

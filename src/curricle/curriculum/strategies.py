@@ -92,7 +92,8 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
             neither this nor `durations` is set.
         durations: Length of each layer stage, instead of `layer_fraction`; for a rule its
             `at_most` is taken from `total`.
-        projection: Law of the fixed random map from teacher to student width.
+        projection: Law of the fixed random map from teacher to student width, `selection` of
+            channels, or `learned`, as FitNets do; see `MatchHidden`.
         shared_projection: Whether all pairs use the same projection.
         normalize: Normalization of both states; see `MatchHidden`.
         center: Whether the mean of the projected states is subtracted.

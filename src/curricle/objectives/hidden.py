@@ -39,6 +39,7 @@ from curricle.objectives.losses import layer_normalize, rms_normalize, squared_e
 from curricle.objectives.paired_states import PairedStates, Positions
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
 from curricle.objectives.readings import Reading
+from curricle.objectives.selection import Selection
 from curricle.values import Plain, plain, value
 
 Normalize = Literal["auto", "none", "layernorm", "rms"]
@@ -158,8 +159,9 @@ class MatchHidden:
     pair: NamedPair
     """Taps of both models."""
     projection: Projection = Gaussian()
-    """Law of the fixed random map from teacher width to student width, or `learned`: a map from
-    student width to teacher width, trained from its initial values in each stage."""
+    """Law of the fixed random map from teacher width to student width; `learned`, a map from
+    student width to teacher width, trained from its initial values in each stage; or `selection` of
+    the teacher's channels with the most energy on the first batches of a stage."""
     shared_projection: bool = False
     """Whether all taps use the same projection, which suits taps on one residual stream."""
     normalize: Normalize = "auto"
@@ -176,8 +178,8 @@ class MatchHidden:
         """Check that a shared projection is a fixed one.
 
         Raises:
-            SpecError: If a learned projection is to be shared, or positions are selected that the
-                reading of the pair does not have.
+            SpecError: If a learned projection or a selection is to be shared, or positions are
+                selected that the reading of the pair does not have.
         """
         if self.positions == "selected" and self.pair.reading != "positions":
             raise SpecError(
@@ -188,6 +190,11 @@ class MatchHidden:
             raise SpecError(
                 f"'shared_projection' has no effect with projection 'learned', which is trained "
                 f"anew in each stage; remove it (got {self.shared_projection})"
+            )
+        if self.shared_projection and isinstance(self.projection, Selection):
+            raise SpecError(
+                f"'shared_projection' must be false with projection 'selection', which selects the "
+                f"channels of each tap; got {self.shared_projection}"
             )
 
     @property
@@ -239,6 +246,14 @@ class MatchHidden:
                 teacher_width=teacher_width,
             )
             return None, beside(adapter, place)
+        if isinstance(self.projection, Selection):
+            self.projection.check(
+                states.names, student_width=student_width, teacher_width=teacher_width
+            )
+            # Of equal energies until the calibration.
+            return self.projection.matrix(
+                place.new_ones(teacher_width).float(), student_width
+            ), None
         matrix = self.projection.matrix(
             seed=sample.seed,
             name=SHARED if self.shared_projection else states.names,
@@ -300,8 +315,8 @@ class _BoundHidden:
             "law": plain(law),
             # Left out for the plain reading, so that older targets keep their key.
             **({"reading": reading.kind} if reading.label else {}),
-            # Learned and identity projections do not depend on the seed.
-            **({} if isinstance(law, (Learned, Identity)) else self.draw_facts | shared),
+            # These projections do not depend on the seed.
+            **({} if isinstance(law, (Learned, Identity, Selection)) else self.draw_facts | shared),
         }
 
     @property
@@ -324,8 +339,11 @@ class _BoundHidden:
         centered = projected if self.mean is None else projected - self.mean
         return NORMALIZERS[self.rule](centered)
 
+    def _normalized(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row width"]:
+        return NORMALIZERS[self.rule](self.states.teacher_rows(teacher, batch))
+
     def _project(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
-        normalized = NORMALIZERS[self.rule](self.states.teacher_rows(teacher, batch))
+        normalized = self._normalized(teacher, batch)
         if self.matrix is None:
             return normalized
         return normalized.to(self.matrix.dtype) @ self.matrix.mT
@@ -339,17 +357,29 @@ class _BoundHidden:
 
     @property
     def wants_calibration(self) -> bool:
-        """Return whether the target is centered."""
-        return self.declared.center
+        """Return whether the target is centered, or its channels are selected."""
+        return self.declared.center or isinstance(self.declared.projection, Selection)
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the term with the mean of the projected state over some batches."""
+        """Return the term with its selection, and the mean of the projected state if centered."""
+        batches, term, law = list(teachers), self, self.declared.projection
+        if isinstance(law, Selection):
+            rows = [self._normalized(*pair).float() for pair in batches]
+            total = torch.stack([states.square().sum(0) for states in rows]).sum(0)
+            energies = total / max(sum(map(len, rows)), 1)
+            term = replace(self, matrix=law.matrix(energies, self.states.widths[0]))
+        return replace(term, mean=term.mean_target(batches)) if self.declared.center else term
+
+    def mean_target(
+        self, teachers: Iterable[tuple[Activations, Batch]]
+    ) -> Float[Tensor, " compared_width"]:
+        """Return the mean of the projected state over some batches."""
         total, count = torch.zeros(1, dtype=torch.float32), 0
         for activations, batch in teachers:
             projected = self._project(activations, batch)
             total = beside(total, projected) + projected.sum(0)
             count += projected.shape[0]
-        return replace(self, mean=total / max(count, 1))
+        return total / max(count, 1)
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

@@ -148,6 +148,7 @@ class BoundGeometry:
             "kind": "hidden",
             "place": str(self.states.teacher),
             "normalize": "none",
+            "teacher_width": self.states.widths[1],
             "width": self.states.widths[1],
             **({"reading": reading.kind} if reading.label else {}),
         }

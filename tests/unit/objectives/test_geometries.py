@@ -17,7 +17,8 @@ seeds = st.integers(0, 1000)
 
 
 def rotation(width: int, seed: int) -> Tensor:
-    return torch.linalg.qr(drawn(width, width, seed=seed).double()).Q
+    turn: Tensor = torch.linalg.qr(drawn(width, width, seed=seed).double()).Q
+    return turn
 
 
 @both

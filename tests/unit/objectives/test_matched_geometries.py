@@ -40,16 +40,15 @@ def curriculum(objective: Any, steps: int = 6) -> curricle.Curriculum:
     return curricle.Curriculum(name="layers", stages=(stage,))
 
 
-def distilled(objective: Any, data: Vectors, teacher: Any = None, **fields: Any) -> Any:
+def distilled(objective: Any, data: Vectors, teacher: Any = None) -> Any:
     return curricle.distill(
         network(5, seed=1),
         teacher or network(8, 8, seed=2),
         curriculum(objective),
         data,
-        evaluation=[Vectors().batch(1000)],
-        metric="teacher_cosine",
+        evaluation=lambda model: {"zero": 0.0},
+        metric="zero",
         optimizer=curricle.AdamW(learning_rate=0.02),
-        **fields,
     )
 
 

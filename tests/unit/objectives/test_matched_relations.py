@@ -59,7 +59,8 @@ def rotated(sequences: Tensor, seed: int) -> Tensor:
     turns = [
         torch.linalg.qr(drawn(width, width, seed=seed + head).double()).Q for head in range(HEADS)
     ]
-    return sequences @ torch.block_diag(*turns)
+    turned: Tensor = sequences @ torch.block_diag(*turns)
+    return turned
 
 
 @given(seed=seeds)
