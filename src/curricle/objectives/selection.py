@@ -33,8 +33,8 @@ class Selection:
 
     Source:
         [RED], where a selection initializes trained projections of weights. Deviation: a fixed
-        projection of states. With `channels` of `curricle.output_channels` it is the selection of
-        [FKD], whose loss is a correlation; here the objective's squared error.
+        projection of states. With `channels` from `curricle.probes.output_channels` it is the
+        selection of [FKD]; the loss there is a correlation, here the objective's squared error.
     """
 
     kind: Literal["selection"] = "selection"

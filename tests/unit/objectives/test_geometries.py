@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from curricle.objectives.geometries import cka_distance, procrustes_distance
+from curricle.probes.representations import linear_cka
 from tests.parts import drawn
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -56,14 +57,11 @@ def test_the_distance_of_two_states_is_symmetric(distance: Distance, seed: int) 
 
 
 @both
-@pytest.mark.parametrize(("scale", "largest"), [(1.0, {"cka": 1.0, "procrustes": 2.0})])
-def test_uncorrelated_states_have_the_largest_distance(
-    distance: Distance, scale: float, largest: dict[str, float]
-) -> None:
+def test_uncorrelated_states_have_the_largest_distance(distance: Distance) -> None:
     # The columns of a Hadamard matrix are orthogonal to each other and to the constant.
-    student = scale * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    student = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
     teacher = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
-    expected = largest["cka" if distance is cka_distance else "procrustes"]
+    expected = 1.0 if distance is cka_distance else 2.0
     assert distance(student, teacher).item() == pytest.approx(4 * expected)
 
 
@@ -74,6 +72,12 @@ def test_cka_weighs_directions_by_their_variance_and_procrustes_by_its_root() ->
     # CKA: (16 + 64) / sqrt(32 * (16 + 256)); Procrustes: (4 + 8) / sqrt(8 * 20).
     assert cka_distance(axes, teacher).item() == pytest.approx(4 * (1 - 80 / (32 * 272) ** 0.5))
     assert procrustes_distance(axes, teacher).item() == pytest.approx(4 * (2 - 24 / 160**0.5))
+
+
+def test_the_alignment_is_that_of_the_probe() -> None:
+    student, teacher = drawn(9, 3).double(), drawn(9, 5, seed=1).double()
+    expected = 1 - linear_cka(student, teacher, debiased=False)
+    assert cka_distance(student, teacher).item() / 9 == pytest.approx(expected)
 
 
 @both
