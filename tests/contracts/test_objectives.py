@@ -41,6 +41,7 @@ from curricle.objectives.matched_geometries import MatchCKA, MatchProcrustes
 from curricle.objectives.matched_relations import MatchRelations
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
+from curricle.objectives.selected_channels import Selection
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.vocabulary_groups import GroupedProbabilities, SortedProbabilities
 from curricle.values import parse, plain
@@ -194,7 +195,7 @@ def hidden_case(
     **fields: Any,
 ) -> Case:
     objective = MatchHidden(pair=LayerPair(student=1, teacher=1), **fields)
-    assert not isinstance(objective.projection, Learned)
+    assert not isinstance(objective.projection, (Learned, Selection))
     law = objective.projection.matrix(
         seed=SEED, name=name, student_width=WIDTH, teacher_width=teacher_width
     )

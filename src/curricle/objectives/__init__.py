@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from curricle.objectives.projections import Learned as Learned
     from curricle.objectives.projections import Orthogonal as Orthogonal
     from curricle.objectives.projections import Sign as Sign
-    from curricle.objectives.selection import Selection as Selection
+    from curricle.objectives.selected_channels import Selection as Selection
     from curricle.objectives.temperature import LearnedTemperature as LearnedTemperature
     from curricle.objectives.vocabulary_groups import GroupedProbabilities as GroupedProbabilities
     from curricle.objectives.vocabulary_groups import SortedProbabilities as SortedProbabilities
@@ -71,7 +71,7 @@ else:
                 "total_variation",
             ),
             "projections": ("Gaussian", "Identity", "Learned", "Orthogonal", "Sign"),
-            "selection": ("Selection",),
+            "selected_channels": ("Selection",),
             "paired_logits": ("MatchPairedLogits",),
             "temperature": ("LearnedTemperature",),
             "vocabulary_groups": ("GroupedProbabilities", "SortedProbabilities", "token_groups"),

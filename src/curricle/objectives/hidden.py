@@ -39,7 +39,7 @@ from curricle.objectives.losses import layer_normalize, rms_normalize, squared_e
 from curricle.objectives.paired_states import PairedStates, Positions
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
 from curricle.objectives.readings import Reading
-from curricle.objectives.selection import Selection
+from curricle.objectives.selected_channels import Selection
 from curricle.values import Plain, plain, value
 
 Normalize = Literal["auto", "none", "layernorm", "rms"]

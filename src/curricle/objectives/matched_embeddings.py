@@ -41,7 +41,7 @@ from curricle.objectives.base import (
 from curricle.objectives.logits import LOGIT_AXES
 from curricle.objectives.losses import cosine_distance, squared_error
 from curricle.objectives.projections import Learned, Projection
-from curricle.objectives.selection import Selection
+from curricle.objectives.selected_channels import Selection
 from curricle.objectives.similarities import Score, margin_error, similarity_error, similarity_kl
 from curricle.values import Plain, value
 

@@ -155,8 +155,8 @@ class BoundRelations:
         heads, side = self.declared.heads, self.states.side(batch)
         wide = sequences if sequences.dtype == torch.float64 else sequences.float()
         normalized = NORMALIZERS[self.rule](wide)
-        parts = normalized.unflatten(-1, (heads, -1)).transpose(1, 2)
-        scores = parts @ parts.mT / math.sqrt(parts.shape[-1])
+        slices = normalized.unflatten(-1, (heads, -1)).transpose(1, 2)
+        scores = slices @ slices.mT / math.sqrt(slices.shape[-1])
         if side.valid is not None:
             scores = scores.masked_fill(~side.valid[:, None, None, :], -torch.inf)
         if self.declared.causal:

@@ -37,7 +37,7 @@ from torch import Tensor
 from curricle.errors import BindError
 from curricle.memory import check_memory
 from curricle.objectives.adapters import LinearMap
-from curricle.objectives.selection import Selection
+from curricle.objectives.selected_channels import Selection
 from curricle.seeding import derive
 from curricle.values import value
 

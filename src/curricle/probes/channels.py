@@ -19,7 +19,7 @@ from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Tap, TappedModel
 from curricle.models.wrapping import tapped
 from curricle.objectives.base import logits_of
-from curricle.objectives.selection import largest_channels
+from curricle.objectives.selected_channels import largest_channels
 
 
 def output_energies(

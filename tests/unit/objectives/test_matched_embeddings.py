@@ -16,7 +16,7 @@ from curricle.objectives.matched_embeddings import (
     MatchSimilarities,
 )
 from curricle.objectives.projections import Learned, Orthogonal
-from curricle.objectives.selection import Selection
+from curricle.objectives.selected_channels import Selection
 from curricle.teachers.store.codecs import Exact
 from tests.parts import drawn
 

@@ -19,7 +19,7 @@ from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import LabelLoss
-from curricle.objectives.selection import Selection
+from curricle.objectives.selected_channels import Selection
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute

@@ -13,7 +13,7 @@ from curricle.models.tapped import Activations, Place
 from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Projection
-from curricle.objectives.selection import Selection, largest_channels
+from curricle.objectives.selected_channels import Selection, largest_channels
 from curricle.values import parse, plain
 from tests.parts import drawn
 
