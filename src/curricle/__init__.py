@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
     from curricle.curriculum.durations import UntilMetric as UntilMetric
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
+    from curricle.curriculum.hidden_layers import hidden_first as hidden_first
+    from curricle.curriculum.hidden_layers import joint as joint
     from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
+    from curricle.curriculum.layer_pairs import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
-    from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import low_rank_clone as low_rank_clone
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
     from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
     from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities
+    from curricle.objectives.matched_geometries import MatchCKA as MatchCKA
+    from curricle.objectives.matched_geometries import MatchProcrustes as MatchProcrustes
+    from curricle.objectives.matched_relations import MatchRelations as MatchRelations
     from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.vocabulary_groups import token_groups as token_groups
     from curricle.runs.compare import Comparison as Comparison
@@ -80,10 +85,11 @@ else:
         __name__,
         {
             "curriculum.durations": ("Duration", "UntilMetric", "UntilPlateau"),
+            "curriculum.hidden_layers": ("hidden_first", "joint"),
+            "curriculum.layer_pairs": ("evenly_spaced_pairs",),
             "curriculum.initialization": ("LeastSquaresStart", "PrincipalStart", "RandomStart"),
             "curriculum.stages": ("Curriculum", "Stage"),
             "curriculum.strategies": (
-                "evenly_spaced_pairs",
                 "extraction",
                 "from_labels",
                 "low_rank_clone",
@@ -112,6 +118,8 @@ else:
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
             "objectives.low_rank_clone": ("LowRankClone",),
+            "objectives.matched_geometries": ("MatchCKA", "MatchProcrustes"),
+            "objectives.matched_relations": ("MatchRelations",),
             "objectives.paired_logits": ("MatchPairedLogits",),
             "objectives.vocabulary_groups": ("token_groups",),
             "runs.compare": ("Comparison", "compare"),

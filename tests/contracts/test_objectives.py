@@ -4,9 +4,11 @@ Values and gradients are compared with formulas in numpy's float64, gradients by
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,8 +39,11 @@ from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.low_rank_clone import LowRankClone
 from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
+from curricle.objectives.matched_geometries import MatchCKA, MatchProcrustes
+from curricle.objectives.matched_relations import MatchRelations
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal, Sign
+from curricle.objectives.selected_channels import Selection
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.vocabulary_groups import GroupedProbabilities, SortedProbabilities
 from curricle.values import parse, plain
@@ -193,7 +198,7 @@ def hidden_case(
     **fields: Any,
 ) -> Case:
     objective = MatchHidden(pair=LayerPair(student=1, teacher=1), **fields)
-    assert not isinstance(objective.projection, Learned)
+    assert not isinstance(objective.projection, (Learned, Selection))
     law = objective.projection.matrix(
         seed=SEED, name=name, student_width=WIDTH, teacher_width=teacher_width
     )
@@ -416,6 +421,84 @@ def margins_case(by: Callable[[Array], Array], texts: int = 3, **fields: Any) ->
     )
 
 
+def centered_gram(states: Array) -> Array:
+    middle = np.eye(len(states)) - 1 / len(states)
+    gram: Array = middle @ states @ states.T @ middle
+    return gram
+
+
+def cka(student: Array, teacher: Array, _: Array) -> float:
+    # By kernels of rows, as defined; the implementation multiplies columns.
+    first, second = centered_gram(student), centered_gram(teacher)
+    norms = np.sqrt((first**2).sum() * (second**2).sum())
+    return float(len(student) * (1 - (first * second).sum() / norms))
+
+
+def procrustes(student: Array, teacher: Array, _: Array) -> float:
+    # By the explicit map: the narrower states have zeros as further coordinates.
+    width = max(student.shape[1], teacher.shape[1])
+    units = []
+    for states in (student, teacher):
+        centered = states - states.mean(0)
+        padded = np.pad(centered, ((0, 0), (0, width - states.shape[1])))
+        units.append(padded / np.sqrt((padded**2).sum()))
+    left, _values, right = np.linalg.svd(units[0].T @ units[1])
+    gaps = units[0] @ (left @ right) - units[1]
+    return float(len(student) * (gaps**2).sum())
+
+
+def relations(
+    student: Array,
+    teacher: Array,
+    rows: Array,
+    *,
+    heads: int,
+    is_causal: bool = False,
+    by: Callable[[Array], Array] = unnormalized,
+) -> float:
+    student, teacher, total = by(student), by(teacher), 0.0
+    for head, (place, row) in itertools.product(range(heads), enumerate(rows)):
+        related = [
+            other
+            for other, number in enumerate(rows)
+            if number // LENGTH == row // LENGTH and (number <= row or not is_causal)
+        ]
+        likely = []
+        for states in (teacher, student):
+            width = states.shape[1] // heads
+            part = states[:, head * width : (head + 1) * width]
+            likely.append(softmax(part[related] @ part[place] / math.sqrt(width)))
+        total += float(forward_kl(*likely))
+    return total / heads
+
+
+def relations_case(*, is_residual: bool = False, **fields: Any) -> Case:
+    objective = MatchRelations(pair=LayerPair(student=1, teacher=1), heads=2, **fields)
+    return Case(
+        objective,
+        partial(
+            relations,
+            heads=2,
+            is_causal=objective.causal,
+            by=layer if is_residual else unnormalized,
+        ),
+        reads="hidden",
+        counts="valid",
+        is_residual=is_residual,
+    )
+
+
+def geometry_case(kind: Callable[..., Any], formula: Formula, **fields: Any) -> Case:
+    return Case(
+        kind(pair=LayerPair(student=1, teacher=1)),
+        formula,
+        reads="hidden",
+        counts="valid",
+        compares_examples=True,
+        **fields,
+    )
+
+
 CATALOG: dict[str, Case] = {
     "hidden": hidden_case(),
     "hidden on residual streams": hidden_case(by=layer, is_residual=True),
@@ -546,6 +629,13 @@ CATALOG: dict[str, Case] = {
     "margins": margins_case(unit),
     "margins of dot products": margins_case(unnormalized, score="dot"),
     "margins of two negatives": margins_case(unit, 4, negatives=2),
+    "CKA": geometry_case(MatchCKA, cka),
+    "CKA with a narrower teacher": geometry_case(MatchCKA, cka, teacher_width=2),
+    "Procrustes": geometry_case(MatchProcrustes, procrustes),
+    "Procrustes at equal widths": geometry_case(MatchProcrustes, procrustes, teacher_width=WIDTH),
+    "relations": relations_case(),
+    "relations on residual streams": relations_case(is_residual=True),
+    "causal relations": relations_case(causal=True),
 }
 
 every_objective = pytest.mark.parametrize("case", CATALOG.values(), ids=CATALOG.keys())

@@ -72,6 +72,32 @@ CATALOG: dict[str, Arguments] = {
         "label_weight": 0.5,
     },
     "from_labels": lambda total: {"kind": "from_labels"},
+    "hidden_first": lambda total: {"kind": "hidden_first"},
+    "hidden_first by CKA": lambda total: {
+        "kind": "hidden_first",
+        "pairs": [{"student": 1, "teacher": 2}, {"student": 2, "teacher": "blocks.3"}],
+        "layer_fraction": 0.3,
+        "layer_objective": {"kind": "cka"},
+        "teacher": 100,
+    },
+    "hidden_first after a start": lambda total: {
+        "kind": "hidden_first",
+        "pairs": 3,
+        "layer_objective": {
+            "kind": "hidden",
+            "shared_projection": True,
+            "projection": {"kind": "sign"},
+        },
+        "init": {"kind": "random", "projection": {"kind": "sign"}},
+    },
+    "joint": lambda total: {"kind": "joint", "layer_objective": "procrustes"},
+    "joint with relations": lambda total: {
+        "kind": "joint",
+        "pairs": 2,
+        "layer_objective": {"kind": "relations", "heads": 8, "causal": True},
+        "layer_weight": 0.5,
+        "init": "principal",
+    },
     "staged": lambda total: {"kind": "staged", "stages": written(total)},
 }
 every_strategy = pytest.mark.parametrize("arguments", CATALOG.values(), ids=CATALOG.keys())
@@ -139,13 +165,15 @@ def test_an_unknown_argument_is_an_error(arguments: Arguments) -> None:
         build(call | {"nme": "x"}, total=Duration(number=50), trajectory=TRAJECTORY)
 
 
-@pytest.mark.parametrize("name", ["one_shot", "from_labels"])
+@pytest.mark.parametrize("name", ["one_shot", "from_labels", "joint"])
 def test_a_single_stage_may_last_one_unit(name: str) -> None:
     (stage,) = made(CATALOG[name], Duration(number=1)).stages
     assert stage.duration == Duration(number=1)
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOG if "extr" in name or "progr" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in CATALOG if name.startswith(("extr", "progr", "hidden"))]
+)
 def test_a_total_of_one_unit_is_too_short_for_several_stages(name: str) -> None:
     with pytest.raises(SpecError, match=r"^'total' 1 steps must be longer than the stages before"):
         made(CATALOG[name], Duration(number=1))

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.strategies import evenly_spaced_pairs, extraction, progressive
+from curricle.curriculum.layer_pairs import evenly_spaced_pairs
+from curricle.curriculum.strategies import extraction, progressive
 from curricle.models.tapped import tap_number
 
 ladders = st.lists(st.integers(0, 500), min_size=1, max_size=12, unique=True).map(

@@ -8,14 +8,16 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
     from curricle.curriculum.durations import UntilMetric as UntilMetric
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
+    from curricle.curriculum.hidden_layers import hidden_first as hidden_first
+    from curricle.curriculum.hidden_layers import joint as joint
     from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
+    from curricle.curriculum.layer_pairs import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.loss_transitions import Transition as Transition
     from curricle.curriculum.loss_transitions import find_transition as find_transition
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
-    from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import low_rank_clone as low_rank_clone
@@ -26,10 +28,11 @@ else:
         __name__,
         {
             "durations": ("Duration", "UntilMetric", "UntilPlateau"),
+            "hidden_layers": ("hidden_first", "joint"),
+            "layer_pairs": ("evenly_spaced_pairs",),
             "initialization": ("LeastSquaresStart", "PrincipalStart", "RandomStart"),
             "stages": ("Curriculum", "Stage"),
             "strategies": (
-                "evenly_spaced_pairs",
                 "extraction",
                 "from_labels",
                 "low_rank_clone",

@@ -8,9 +8,10 @@ Design: every duration has an `at_most`, on which budgets, plans and learning-ra
 based before a run. `training.binding.timeline` applies the rules; here they are values.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Literal, cast, final, get_args, overload
 
@@ -323,3 +324,52 @@ if TYPE_CHECKING:
     StageDurationText = StageDuration | str
 else:
     StageDurationField = StageDurationText = AnyStageDuration
+
+
+def split_evenly(total: Duration, share: float, count: int) -> tuple[Duration, ...]:
+    """Return lengths of equal size up to one unit.
+
+    Args:
+        total: Length of the curriculum.
+        share: Sum of the lengths as a part of the total.
+        count: Number of lengths.
+    """
+    if total.unit == "epochs" and count:
+        # Parts of epochs are exact, since only the data say how many steps they are.
+        length = total.length * exact_fraction(share) / count
+        return (Duration.of(length, total.unit),) * count
+    # The borders are rounded, not the lengths, so that rounding errors do not accumulate.
+    borders = [
+        math.floor(total.number * share * index / max(count, 1) + 0.5) for index in range(count + 1)
+    ]
+    return tuple(
+        Duration(number=max(1, end - start), unit=total.unit)
+        for start, end in itertools.pairwise(borders)
+    )
+
+
+def remaining_time(total: Duration, durations: Sequence[StageDuration]) -> Duration:
+    """Return the total minus the lengths, that of a rule being its maximum.
+
+    Args:
+        total: Length of the curriculum.
+        durations: Lengths of the stages before the last.
+
+    Raises:
+        SpecError: If no time remains or the units differ.
+    """
+    lengths = [length.at_most for length in durations]
+    for length in lengths:
+        if length.unit != total.unit:
+            raise SpecError(
+                f"'durations' must be in {total.unit} like 'total' (in steps for a budget of FLOPs "
+                f"or seconds); got {length}"
+            )
+    earlier = sum((length.length for length in lengths), Fraction(0))
+    remaining = total.length - earlier
+    if remaining <= 0:
+        raise SpecError(
+            f"'total' {total} must be longer than the stages before the last; they take "
+            f"{earlier if earlier.denominator == 1 else float(earlier)}"
+        )
+    return Duration.of(remaining, total.unit)

@@ -162,6 +162,25 @@ def warm_start(start: Start | str | None) -> Start | None:
     return KINDS[start]()
 
 
+def start_before_layers(start: Start | str | None, *, shares_projection: bool) -> Start | None:
+    """Return a start, given as a value or by its name, of a curriculum with layer pairs.
+
+    Args:
+        start: The start or its name.
+        shares_projection: Whether the layer pairs have one projection.
+
+    Raises:
+        SpecError: If the start is random and its projection is not that of the layers.
+    """
+    init = warm_start(start)
+    if isinstance(init, RandomStart) and not shares_projection:
+        raise SpecError(
+            f"'shared_projection' must be true with a random 'init', so that the layers use its "
+            f"projection; got {shares_projection}"
+        )
+    return init
+
+
 def _named(start: object) -> object:
     """Return a start for its name, and everything else as it is."""
     return warm_start(start) if isinstance(start, str) else start

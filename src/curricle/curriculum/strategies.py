@@ -10,6 +10,7 @@ new method is another function, or a list of explicit stages.
 | `one_shot` | KL to the finished teacher's logits | Hinton et al. 2015 |
 | `low_rank_clone` | KL to the logits, MSE to activations, projected weights | [LRC] |
 | `from_labels` | a loss against the labels, no teacher | |
+| `hidden_first`, `joint` | see `hidden_layers` | arXiv 2605.11513 |
 
 References:
     [CE] Gupta and Karmalkar 2025, arXiv 2503.17494.
@@ -18,14 +19,12 @@ References:
 """
 
 import inspect
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from curricle.curriculum.durations import (
     Duration,
@@ -33,59 +32,37 @@ from curricle.curriculum.durations import (
     StageDuration,
     StageDurationText,
     duration,
-    exact_fraction,
+    remaining_time,
+    split_evenly,
 )
-from curricle.curriculum.initialization import RandomStart, StartText, warm_start
+from curricle.curriculum.hidden_layers import Share, hidden_first, joint
+from curricle.curriculum.initialization import StartText, start_before_layers, warm_start
+from curricle.curriculum.layer_pairs import Pairs, listed_pairs
 from curricle.curriculum.selection import Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
 from curricle.objectives.base import MOST_WEIGHT, Objective
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.divergences import SquaredError
-from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
+from curricle.objectives.hidden import MatchHidden, Normalize
 from curricle.objectives.labels import LabelLoss, LabelLossName
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.low_rank_clone import LowRankClone
+from curricle.objectives.paired_states import Positions
 from curricle.objectives.projections import Gaussian, Projection
 from curricle.renamed import name_hint
 from curricle.values import checked
 
-Share = Annotated[float, Field(gt=0, lt=1)]
 Schedule = Literal["global", "own"]
 State = Literal["keep", "reset"]
 Trainable = Literal["reached", "new", "all"]
 Stages = Annotated[tuple[Stage, ...], Field(min_length=1)]
 
 
-def _as_pairs(pairs: object) -> object:
-    """Return a single layer pair, or its fields, as a list of one."""
-    return (pairs,) if isinstance(pairs, (LayerPair, Mapping)) else pairs
-
-
-Pairs = Annotated[tuple[NamedPair, ...] | int, BeforeValidator(_as_pairs)]
-MOST_PAIRS = 1_000
-"""Maximum number of layer pairs, hence of stages."""
 MOST_REFRESHES = 100_000
 """Maximum number of changes of the teacher; the paper has 200."""
 TRANSITION_SHARE = 0.05
 """Part of the total with the checkpoint inside the transition as teacher: 1M of 20M in [PD]."""
-
-
-def evenly_spaced_pairs(num_pairs: int) -> tuple[LayerPair, ...]:
-    """Return layer pairs spread evenly over the depth of both models.
-
-    Pair i of r lies at depth i / (r + 1) of the student, so the last block is trained by the logits
-    only if there are more blocks than pairs, and at the same depth of the teacher: three pairs of
-    4 and 8 blocks are 1-2, 2-4 and 3-6, as are those of 3 and 6 blocks, and the single pair of a
-    one-block model is its only tap.
-
-    Raises:
-        SpecError: If `num_pairs` is not positive, or more than 1,000.
-    """
-    if not 1 <= num_pairs <= MOST_PAIRS:
-        raise SpecError(f"'num_pairs' must lie between 1 and {MOST_PAIRS:,}; got {num_pairs}")
-    fractions = [float(Fraction(i, num_pairs + 1)) for i in range(1, num_pairs + 1)]
-    return tuple(LayerPair(student=depth, teacher=depth) for depth in fractions)
 
 
 @checked
@@ -118,7 +95,8 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
             neither this nor `durations` is set.
         durations: Length of each layer stage, instead of `layer_fraction`; for a rule its
             `at_most` is taken from `total`.
-        projection: Law of the fixed random map from teacher to student width.
+        projection: Law of the fixed random map from teacher to student width, `selection` of
+            channels, or `learned`, as FitNets do; see `MatchHidden`.
         shared_projection: Whether all pairs use the same projection.
         normalize: Normalization of both states; see `MatchHidden`.
         center: Whether the mean of the projected states is subtracted.
@@ -143,20 +121,13 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         text.
     """
     total = duration(total)
-    pairs = evenly_spaced_pairs(pairs) if isinstance(pairs, int) else pairs
-    if not pairs:
-        raise SpecError(f"'pairs' must hold at least one layer pair; got {pairs}")
+    pairs = listed_pairs(pairs)
     if layer_fraction is not None and durations is not None:
         raise SpecError(
             f"'layer_fraction' must not be combined with 'durations'; got {layer_fraction}"
         )
-    init = warm_start(init)
-    if isinstance(init, RandomStart) and not shared_projection:
-        raise SpecError(
-            f"'shared_projection' must be true with a random 'init', so that the layers use its "
-            f"projection; got {shared_projection}"
-        )
-    lengths = _lengths(durations) or _split_evenly(total, layer_fraction or 0.25, len(pairs))
+    init = start_before_layers(init, shares_projection=shared_projection)
+    lengths = _lengths(durations) or split_evenly(total, layer_fraction or 0.25, len(pairs))
     if len(pairs) != len(lengths):
         raise SpecError(
             f"'durations' must have one entry for each of the {len(pairs)} pairs; "
@@ -185,7 +156,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     ]
     logits = Stage(
         name="logits",
-        duration=_remaining_time(total, lengths),
+        duration=remaining_time(total, lengths),
         objectives=(final_objective,),
         teacher=teacher if final_objective.needs_teacher else "final",
         schedule=schedule,
@@ -256,13 +227,13 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         plan = _refresh_plan(steps, total, refresh, speed)
     else:
         share = TRANSITION_SHARE if select == "transition" else 1 - 1 / len(steps)
-        lengths = _lengths(durations) or _split_evenly(total, share, len(steps) - 1)
+        lengths = _lengths(durations) or split_evenly(total, share, len(steps) - 1)
         if len(lengths) != len(steps) - 1:
             raise SpecError(
                 f"'durations' must have one entry fewer than the {len(steps)} checkpoints; "
                 f"got {len(lengths)}"
             )
-        plan = list(zip(steps, (*lengths, _remaining_time(total, lengths)), strict=True))
+        plan = list(zip(steps, (*lengths, remaining_time(total, lengths)), strict=True))
     stages = [
         Stage(name=f"checkpoint {step}", duration=length, objectives=(objective,), teacher=step)
         for step, length in plan
@@ -387,7 +358,7 @@ def staged(
         SpecError: If the stages do not add up to `total`.
     """
     *earlier, last = stages
-    remaining = _remaining_time(duration(total), [stage.duration for stage in earlier])
+    remaining = remaining_time(duration(total), [stage.duration for stage in earlier])
     if remaining != last.duration.at_most:
         raise SpecError(
             f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
@@ -404,6 +375,8 @@ STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(
         "low_rank_clone": low_rank_clone,
         "from_labels": from_labels,
         "staged": staged,
+        "hidden_first": hidden_first,
+        "joint": joint,
     }
 )
 """The strategies of run specs, by `kind`."""
@@ -438,45 +411,6 @@ def _lengths(durations: Sequence[StageDuration | str] | None) -> tuple[StageDura
     return tuple(
         duration(length) if isinstance(length, str) else length for length in durations or ()
     )
-
-
-def _split_evenly(total: Duration, share: float, count: int) -> tuple[Duration, ...]:
-    """Return `count` lengths with `share` of the total as sum, equal up to one unit."""
-    if total.unit == "epochs" and count:
-        # Parts of epochs are exact, since only the data say how many steps they are.
-        length = total.length * exact_fraction(share) / count
-        return (Duration.of(length, total.unit),) * count
-    # The borders are rounded, not the lengths, so that rounding errors do not accumulate.
-    borders = [
-        math.floor(total.number * share * index / max(count, 1) + 0.5) for index in range(count + 1)
-    ]
-    return tuple(
-        Duration(number=max(1, end - start), unit=total.unit)
-        for start, end in itertools.pairwise(borders)
-    )
-
-
-def _remaining_time(total: Duration, durations: Sequence[StageDuration]) -> Duration:
-    """Return the total minus the lengths, that of a rule being its maximum.
-
-    Raises:
-        SpecError: If no time remains or the units differ.
-    """
-    lengths = [length.at_most for length in durations]
-    for length in lengths:
-        if length.unit != total.unit:
-            raise SpecError(
-                f"'durations' must be in {total.unit} like 'total' (in steps for a budget of FLOPs "
-                f"or seconds); got {length}"
-            )
-    earlier = sum((length.length for length in lengths), Fraction(0))
-    remaining = total.length - earlier
-    if remaining <= 0:
-        raise SpecError(
-            f"'total' {total} must be longer than the stages before the last; they take "
-            f"{earlier if earlier.denominator == 1 else float(earlier)}"
-        )
-    return Duration.of(remaining, total.unit)
 
 
 def _refresh_plan(

@@ -33,12 +33,16 @@ if TYPE_CHECKING:
     from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
     from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
     from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities
+    from curricle.objectives.matched_geometries import MatchCKA as MatchCKA
+    from curricle.objectives.matched_geometries import MatchProcrustes as MatchProcrustes
+    from curricle.objectives.matched_relations import MatchRelations as MatchRelations
     from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.projections import Gaussian as Gaussian
     from curricle.objectives.projections import Identity as Identity
     from curricle.objectives.projections import Learned as Learned
     from curricle.objectives.projections import Orthogonal as Orthogonal
     from curricle.objectives.projections import Sign as Sign
+    from curricle.objectives.selected_channels import Selection as Selection
     from curricle.objectives.temperature import LearnedTemperature as LearnedTemperature
     from curricle.objectives.vocabulary_groups import GroupedProbabilities as GroupedProbabilities
     from curricle.objectives.vocabulary_groups import SortedProbabilities as SortedProbabilities
@@ -51,6 +55,8 @@ else:
             "chunked": ("chunked_cross_entropy", "chunked_divergence"),
             "divergences": ("ForwardKL", "JSD", "ReverseKL", "SquaredError", "TotalVariation"),
             "matched_embeddings": ("MatchEmbeddings", "MatchMargins", "MatchSimilarities"),
+            "matched_geometries": ("MatchCKA", "MatchProcrustes"),
+            "matched_relations": ("MatchRelations",),
             "hidden": ("LayerPair", "MatchHidden"),
             "labels": ("LabelLoss",),
             "logits": ("MatchLogits",),
@@ -67,6 +73,7 @@ else:
                 "total_variation",
             ),
             "projections": ("Gaussian", "Identity", "Learned", "Orthogonal", "Sign"),
+            "selected_channels": ("Selection",),
             "paired_logits": ("MatchPairedLogits",),
             "temperature": ("LearnedTemperature",),
             "vocabulary_groups": ("GroupedProbabilities", "SortedProbabilities", "token_groups"),

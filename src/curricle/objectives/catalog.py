@@ -16,6 +16,8 @@ from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.low_rank_clone import LowRankClone
 from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
+from curricle.objectives.matched_geometries import MatchCKA, MatchProcrustes
+from curricle.objectives.matched_relations import MatchRelations
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
@@ -29,7 +31,10 @@ Shipped = Annotated[
     | MatchMargins
     | LabelLoss
     | LearnedTemperature
-    | LowRankClone,
+    | LowRankClone
+    | MatchCKA
+    | MatchProcrustes
+    | MatchRelations,
     Field(discriminator="kind"),
 ]
 
@@ -43,6 +48,9 @@ SHIPPED = (
     LabelLoss,
     LearnedTemperature,
     LowRankClone,
+    MatchCKA,
+    MatchProcrustes,
+    MatchRelations,
 )
 
 

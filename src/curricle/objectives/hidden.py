@@ -23,43 +23,43 @@ from fractions import Fraction
 from typing import Annotated, Literal, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.batch import Batch, Rows, check_positions, sequence_first_remedy
+from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
-from curricle.models.tapped import (
-    SEQUENCE_FIRST,
-    Activations,
-    Place,
-    Tap,
-    TappedModel,
-    tap_number,
-)
+from curricle.models.tapped import Activations, Place, Tap, TappedModel, tap_number
 from curricle.objectives.adapters import LinearMap
-from curricle.objectives.base import (
-    MOST_WEIGHT,
-    BoundObjective,
-    Reads,
-    Sample,
-    require,
-)
-from curricle.objectives.frames import FrameCounter, counter_of_states, frame_counter
+from curricle.objectives.base import MOST_WEIGHT, BoundObjective, Reads, Sample, require
+from curricle.objectives.frames import frame_counter
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
+from curricle.objectives.paired_states import PairedStates, Positions
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
-from curricle.objectives.readings import Reading, StateReading, teacher_batch
+from curricle.objectives.readings import Reading
+from curricle.objectives.selected_channels import Selection
 from curricle.values import Plain, plain, value
 
-Positions = Literal["all", "selected"]
 Normalize = Literal["auto", "none", "layernorm", "rms"]
 NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda states: states,
     "layernorm": layer_normalize,
     "rms": rms_normalize,
 }
+
+
+def normalizer_name(rule: Normalize, *, is_residual: bool) -> str:
+    """Return the normalization of states that a rule means.
+
+    Args:
+        rule: The rule; `auto` is `layernorm` for residual streams and `none` otherwise.
+        is_residual: Whether both models are residual streams.
+    """
+    if rule != "auto":
+        return rule
+    return "layernorm" if is_residual else "none"
 
 
 def _is_default(reading: object) -> bool:
@@ -101,6 +101,24 @@ class LayerPair:
         depth = Fraction(tap_number(self.student, student.depth), student.depth)
         return max(1, math.floor(depth * teacher.depth + Fraction(1, 2)))
 
+    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
+        """Return the places of both taps, for an objective that compares their states.
+
+        Args:
+            student: The student.
+            teacher: The teacher.
+        """
+        place = _place("student", student, self.student)
+        check_always_runs(student, place)
+        model = require(teacher, "teacher")
+        tap = self.teacher_tap(student, model)
+        return Reads(
+            student=(place,),
+            teacher=(_place("teacher", model, tap),),
+            student_frames=frame_counter(student),
+            teacher_frames=frame_counter(model),
+        )
+
 
 def _named_taps(pair: object) -> object:
     """Return a layer pair, or its fields for validation by pydantic.
@@ -141,8 +159,9 @@ class MatchHidden:
     pair: NamedPair
     """Taps of both models."""
     projection: Projection = Gaussian()
-    """Law of the fixed random map from teacher width to student width, or `learned`: a map from
-    student width to teacher width, trained from its initial values in each stage."""
+    """Law of the fixed random map from teacher width to student width; `learned`, a map from
+    student width to teacher width, trained from its initial values in each stage; or `selection` of
+    the teacher's channels with the most energy on the first batches of a stage."""
     shared_projection: bool = False
     """Whether all taps use the same projection, which suits taps on one residual stream."""
     normalize: Normalize = "auto"
@@ -159,8 +178,8 @@ class MatchHidden:
         """Check that a shared projection is a fixed one.
 
         Raises:
-            SpecError: If a learned projection is to be shared, or positions are selected that the
-                reading of the pair does not have.
+            SpecError: If a learned projection or a selection is to be shared, or positions are
+                selected that the reading of the pair does not have.
         """
         if self.positions == "selected" and self.pair.reading != "positions":
             raise SpecError(
@@ -172,6 +191,11 @@ class MatchHidden:
                 f"'shared_projection' has no effect with projection 'learned', which is trained "
                 f"anew in each stage; remove it (got {self.shared_projection})"
             )
+        if self.shared_projection and isinstance(self.projection, Selection):
+            raise SpecError(
+                f"'shared_projection' must be false with projection 'selection', which selects the "
+                f"channels of each tap; got {self.shared_projection}"
+            )
 
     @property
     def needs_teacher(self) -> bool:
@@ -180,20 +204,7 @@ class MatchHidden:
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return the places of both taps."""
-        place = _place("student", student, self.pair.student)
-        check_always_runs(student, place)
-        model = require(teacher, "teacher")
-        tap = self.pair.teacher_tap(student, model)
-        return Reads(
-            student=(place,),
-            teacher=(_place("teacher", model, tap),),
-            student_frames=frame_counter(student),
-            teacher_frames=frame_counter(model),
-        )
-
-    def selected_positions(self, batch: Batch) -> Int[Tensor, " selected"] | None:
-        """Return the compared selected positions; None if all positions with data count."""
-        return batch.matched_selected if self.positions == "selected" else None
+        return self.pair.reads(student, teacher)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
         """Return the term with a sampled projection, or a learned one with sampled initial values.
@@ -202,95 +213,54 @@ class MatchHidden:
             BindError: If the two states differ in any axis but their width, or lack the positions
                 selected by the data.
         """
-        student = sample.student.hidden[reads.student[0]]
-        teacher = require(sample.teacher, "teacher").hidden[reads.teacher[0]]
-        names = f"{reads.student[0]} <- {reads.teacher[0]}"
-        are_encoded = [place.is_encoded for place in (reads.student[0], reads.teacher[0])]
-        is_encoded = all(are_encoded) and sample.batch.is_decoded
-        if sample.batch.is_decoded and any(are_encoded):
-            self._check_encoded(names, sample.batch, are_both=all(are_encoded))
-        batch = sample.batch.for_encoder if is_encoded else sample.batch
-        _check_batch_axis([(reads.student[0], student), (reads.teacher[0], teacher)], batch)
-        taught = teacher_batch(sample.batch, teacher.shape[:-1], is_encoded=are_encoded[1])
-        batch, frames = _framed(reads.student_frames, student, batch)
-        taught, teacher_frames = _framed(reads.teacher_frames, teacher, taught)
-        reading = StateReading.of(self.pair.reading, names, (student, teacher), (batch, taught))
-        rows = reading.rows(f"taps {names!r}", tuple(student.shape), batch)
-        if reading.kind == "pooled":
-            # Equal shapes after pooling would hide padding among positions of the teacher alone.
-            reading.rows(f"teacher's tap {str(reads.teacher[0])!r}", tuple(teacher.shape), taught)
-        student, teacher = reading.read(student, batch), reading.read(teacher, taught)
-        if student.shape[:-1] != teacher.shape[:-1]:
-            shapes = [tuple(state.shape[:-1]) for state in (student, teacher)]
-            raise BindError(
-                f"taps {names!r} must have the same {reading.axes}; got {shapes[0]} and {shapes[1]}"
-                f"{_remedy(shapes, batch) or reading.remedy}"
-            )
-        if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
-            raise BindError(
-                f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
-                f"because the data select some of them; got {tuple(student.shape[:-1])}"
-            )
-        matrix, adapter = self._project(names, student, teacher, seed=sample.seed)
-        rule = self.normalize
-        if rule == "auto":
-            rule = "layernorm" if is_residual else "none"
+        states = PairedStates.of(
+            self.pair.reading, reads, sample, takes_selected=self.positions == "selected"
+        )
+        matrix, adapter = self._project(states, sample)
         return _BoundHidden(
             declared=self,
-            draw_facts={"projection_name": names, "projection_seed": sample.seed},
-            reads=reads,
-            rule=rule,
-            rows=rows,
-            reading=reading,
-            widths=(student.shape[-1], teacher.shape[-1]),
+            draw_facts={"projection_name": states.names, "projection_seed": sample.seed},
+            states=states,
+            rule=normalizer_name(self.normalize, is_residual=is_residual),
             matrix=matrix,
             adapter=adapter,
             mean=None,
-            selects=self.selected_positions(sample.batch) is not None,
-            is_encoded=is_encoded,
-            student_frames=frames,
-            teacher_frames=teacher_frames,
         )
 
     def _project(
-        self, names: str, student: Tensor, teacher: Tensor, *, seed: int
+        self, states: PairedStates, sample: Sample
     ) -> tuple[Tensor | None, LinearMap | None]:
         """Return the sampled matrix, or the trained map, between the widths of two states.
 
         Args:
-            names: Taps of both, by which numbers are drawn.
-            student: State of the student, beside which both lie.
-            teacher: State of the teacher.
-            seed: Seed of the run.
+            states: The states; their names number the draw.
+            sample: Activations beside which the projection lies, and the seed of the run.
         """
-        student_width, teacher_width = student.shape[-1], teacher.shape[-1]
+        student_width, teacher_width = states.widths
+        place = sample.student.hidden[states.student]
         if isinstance(self.projection, Learned):
             adapter = self.projection.adapter(
-                seed=seed, name=names, student_width=student_width, teacher_width=teacher_width
+                seed=sample.seed,
+                name=states.names,
+                student_width=student_width,
+                teacher_width=teacher_width,
             )
-            return None, beside(adapter, student)
+            return None, beside(adapter, place)
+        if isinstance(self.projection, Selection):
+            self.projection.check(
+                states.names, student_width=student_width, teacher_width=teacher_width
+            )
+            # Of equal energies until the calibration.
+            return self.projection.matrix(
+                place.new_ones(teacher_width).float(), student_width
+            ), None
         matrix = self.projection.matrix(
-            seed=seed,
-            name=SHARED if self.shared_projection else names,
+            seed=sample.seed,
+            name=SHARED if self.shared_projection else states.names,
             student_width=student_width,
             teacher_width=teacher_width,
         )
-        return beside(matrix, student), None
-
-    def _check_encoded(self, names: str, batch: Batch, *, are_both: bool) -> None:
-        """Check that states of an encoder are compared with states of an encoder, at all positions.
-
-        Raises:
-            BindError: If one state is of a decoder, or if positions are selected or aligned, which
-                refers to positions of the decoder.
-        """
-        selects = self.selected_positions(batch) is not None
-        if not are_both or selects or batch.alignment is not None:
-            problem = "'alignment'" if batch.alignment is not None else "selected positions"
-            raise BindError(
-                f"taps {names!r} must both be of an encoder, at all of its positions; got "
-                f"{problem if are_both else 'one of a decoder'}"
-            )
+        return beside(matrix, place), None
 
 
 def _place(role: str, model: TappedModel, tap: Tap) -> Place:
@@ -312,38 +282,6 @@ def _place(role: str, model: TappedModel, tap: Tap) -> Place:
         raise BindError(f"{role}'s {error}{remedy}") from None
 
 
-def _remedy(shapes: Iterable[tuple[int, ...]], batch: Batch) -> str:
-    """Return the remedy for shapes with positions first; empty if there is none."""
-    return next(filter(None, (sequence_first_remedy(shape, batch) for shape in shapes)), "")
-
-
-def _framed(
-    counter: FrameCounter | None, state: Tensor, batch: Batch
-) -> tuple[Batch, FrameCounter | None]:
-    """Return a batch with the positions of a state, and the counter if these are frames."""
-    # Where the states have the positions of the data, the mask of the data is theirs.
-    frames = counter_of_states(counter, state.shape[:-1], batch)
-    return (batch, None) if frames is None else (frames.batch(batch), frames)
-
-
-def _check_batch_axis(states: Iterable[tuple[Place, Tensor]], batch: Batch) -> None:
-    """Check that a state of a model tapped with `batch_axis=1` had its positions first.
-
-    Raises:
-        BindError: If its examples were first, so that the declared axis put them behind.
-    """
-    for place, state in states:
-        leading = tuple(state.shape[:-1])
-        is_moved = place.order == SEQUENCE_FIRST and leading[:1] != batch.positions[:1]
-        if is_moved and sequence_first_remedy(leading, batch):
-            raise BindError(
-                f"tap {str(place)!r} must have its positions on the first axis, as batch_axis=1 of "
-                f"curricle.tapped declares for all taps of the model; got examples, as before a "
-                f"transpose to sequence-first layers or after the transpose back; name a tap "
-                f"between both"
-            )
-
-
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BoundHidden:
@@ -352,50 +290,39 @@ class _BoundHidden:
     declared: MatchHidden
     draw_facts: Plain
     """Name and seed of the projection; they identify one draw."""
-    reads: Reads
+    states: PairedStates
     rule: str
-    rows: Rows
-    reading: StateReading
-    widths: tuple[int, int]
-    """Of student and teacher."""
     matrix: Float[Tensor, "student_width teacher_width"] | None
     """The fixed projection; None with a learned one."""
     adapter: LinearMap | None
     """The learned projection; None with a fixed one."""
     mean: Float[Tensor, " compared_width"] | None
-    selects: bool
-    """Whether the data select positions, so that only these count."""
-    is_encoded: bool
-    """Whether the states have the positions of an encoder beside a decoder."""
-    student_frames: FrameCounter | None
-    """Counter of the frames of padded samples, if the student's states have frames."""
-    teacher_frames: FrameCounter | None
-    """Counter of the frames of padded samples, if the teacher's states have frames."""
 
     @property
     def target_facts(self) -> Plain:
         """Return the dependencies of the target besides the teacher and the data."""
-        law, (student_width, teacher_width) = self.declared.projection, self.widths
+        law, (student_width, teacher_width) = self.declared.projection, self.states.widths
         shared = {"projection_name": SHARED} if self.declared.shared_projection else {}
-        self.reading.check_stored()
+        reading = self.states.reading
+        reading.check_stored()
         return {
             "kind": "hidden",
-            "place": str(self.reads.teacher[0]),
+            "place": str(self.states.teacher),
             "normalize": self.rule,
             "center": self.declared.center,
             "teacher_width": teacher_width,
             "width": teacher_width if self.matrix is None else student_width,
             "law": plain(law),
             # Left out for the plain reading, so that older targets keep their key.
-            **({} if self.reading.kind == "positions" else {"reading": self.reading.kind}),
-            # Learned and identity projections do not depend on the seed.
-            **({} if isinstance(law, (Learned, Identity)) else self.draw_facts | shared),
+            **({"reading": reading.kind} if reading.label else {}),
+            # These projections do not depend on the seed.
+            **({} if isinstance(law, (Learned, Identity, Selection)) else self.draw_facts | shared),
         }
 
     @property
     def reads_selected(self) -> bool:
         """Return whether only selected positions count."""
-        return self.selects
+        return self.states.selects
 
     @property
     def sparse_temperature(self) -> float | None:
@@ -404,23 +331,7 @@ class _BoundHidden:
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions in the mean."""
-        selected = self.declared.selected_positions(batch)
-        return self.rows.count(self._side(batch)) if selected is None else selected.numel()
-
-    def _side(self, batch: Batch) -> Batch:
-        side = batch.for_encoder if self.is_encoded else batch.for_matching
-        return side if self.student_frames is None else self.student_frames.batch(side)
-
-    def _teacher_side(self, states: Tensor, batch: Batch) -> Batch:
-        """Return the batch with the mask of the teacher's states.
-
-        Rows that are compared one by one have the student's mask on both sides.
-        """
-        if self.reading.kind != "pooled":
-            return self._side(batch)
-        is_encoded = self.reads.teacher[0].is_encoded
-        side = teacher_batch(batch, states.shape[:-1], is_encoded=is_encoded)
-        return side if self.teacher_frames is None else self.teacher_frames.batch(side)
+        return self.states.count(batch)
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
         """Return the normalized (projected) state of the teacher, in float32 or autocast's type."""
@@ -428,63 +339,58 @@ class _BoundHidden:
         centered = projected if self.mean is None else projected - self.mean
         return NORMALIZERS[self.rule](centered)
 
+    def _normalized(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row width"]:
+        return NORMALIZERS[self.rule](self.states.teacher_rows(teacher, batch))
+
     def _project(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
-        state = teacher.hidden[self.reads.teacher[0]]
-        states = self._rows(state, batch, self._teacher_side(state, batch))
-        normalized = NORMALIZERS[self.rule](states)
+        normalized = self._normalized(teacher, batch)
         if self.matrix is None:
             return normalized
         return normalized.to(self.matrix.dtype) @ self.matrix.mT
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the squared error, mean over the width, summed over positions."""
-        states = self._rows(student.hidden[self.reads.student[0]], batch, self._side(batch))
-        compared = NORMALIZERS[self.rule](states)
+        compared = NORMALIZERS[self.rule](self.states.student_rows(student, batch))
         if self.adapter is not None:
             compared = NORMALIZERS[self.rule](self.adapter(compared))
         return squared_error(compared, require(target, "target"))
 
-    def _rows(
-        self, states: Float[Tensor, "*leading width"], batch: Batch, side: Batch
-    ) -> Float[Tensor, "row features"]:
-        """Return the compared rows of a state.
-
-        Args:
-            states: States at a tap.
-            batch: The batch of both passes.
-            side: The batch with the mask of the states.
-        """
-        selected = self.declared.selected_positions(batch)
-        if selected is None:
-            return self.rows.take(self.reading.read(states, side), side)
-        check_positions("a state", states.shape[:-1], batch)
-        return states.flatten(0, -2)[selected]
-
     @property
     def wants_calibration(self) -> bool:
-        """Return whether the target is centered."""
-        return self.declared.center
+        """Return whether the target is centered, or its channels are selected."""
+        return self.declared.center or isinstance(self.declared.projection, Selection)
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the term with the mean of the projected state over some batches."""
+        """Return the term with its selection, and the mean of the projected state if centered."""
+        batches, term, law = list(teachers), self, self.declared.projection
+        if isinstance(law, Selection):
+            rows = [self._normalized(*pair).float() for pair in batches]
+            total = torch.stack([states.square().sum(0) for states in rows]).sum(0)
+            energies = total / max(sum(map(len, rows)), 1)
+            term = replace(self, matrix=law.matrix(energies, self.states.widths[0]))
+        return replace(term, mean=term.mean_target(batches)) if self.declared.center else term
+
+    def mean_target(
+        self, teachers: Iterable[tuple[Activations, Batch]]
+    ) -> Float[Tensor, " compared_width"]:
+        """Return the mean of the projected state over some batches."""
         total, count = torch.zeros(1, dtype=torch.float32), 0
         for activations, batch in teachers:
             projected = self._project(activations, batch)
             total = beside(total, projected) + projected.sum(0)
             count += projected.shape[0]
-        return replace(self, mean=total / max(count, 1))
+        return total / max(count, 1)
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
-        student_width, teacher_width = self.widths
+        student_width, teacher_width = self.states.widths
         terms = [f"{self.declared.weight:g} x MSE", self.rule if self.rule != "none" else ""]
         terms += ["centered" if self.declared.center else ""]
         terms += ["selected" if self.declared.positions == "selected" else ""]
-        terms += ["" if self.reading.kind == "positions" else self.reading.kind]
+        terms += [self.states.reading.label]
         law = self.declared.projection.kind + (" shared" if self.declared.shared_projection else "")
         shape = f"{student_width}x{teacher_width}"
         if self.adapter is not None:
             shape = f"{teacher_width}x{student_width}"
-        widths = f"{student_width} <- {teacher_width}"
-        taps = f"{self.reads.student[0].label} <- {self.reads.teacher[0].label}"
+        taps, widths = self.states.describe()
         return taps, " ".join(filter(None, terms)), f"{law} {shape}", widths

@@ -41,6 +41,7 @@ from curricle.objectives.base import (
 from curricle.objectives.logits import LOGIT_AXES
 from curricle.objectives.losses import cosine_distance, squared_error
 from curricle.objectives.projections import Learned, Projection
+from curricle.objectives.selected_channels import Selection
 from curricle.objectives.similarities import Score, margin_error, similarity_error, similarity_kl
 from curricle.values import Plain, value
 
@@ -82,8 +83,8 @@ class MatchEmbeddings:
         """Return the term with its projection, if there is one.
 
         Raises:
-            BindError: If widths differ without a projection, or embeddings are not those of the
-                same texts or positions.
+            BindError: If widths differ without a projection, it is a selection, or embeddings are
+                not those of the same texts or positions.
         """
         del reads, is_residual
         shape, teacher_shape = _shapes(sample)
@@ -97,6 +98,11 @@ class MatchEmbeddings:
                 f"width, and 'width' of a SentenceEncoder ends in the teacher's"
             )
         logits = logits_of(sample.student)
+        if isinstance(law, Selection):
+            raise BindError(
+                f"'projection' of embeddings must be 'learned' or drawn, such as 'gaussian', since "
+                f"a selection is taken from states; got {law.kind!r}"
+            )
         if isinstance(law, Learned):
             learned = law.adapter(
                 seed=sample.seed, name=NAME, student_width=width, teacher_width=teacher_width

@@ -5,7 +5,8 @@ for each teacher state h, the expected mean square of A h over the distribution 
 square of h. Hence the scale of a target depends neither on the law nor on the student's width, and
 losses of different pairs are comparable. `Identity` satisfies it without sampling.
 
-`Learned` differs: a trained map on the student's side with such a random initial value.
+`Learned` differs: a trained map on the student's side with such a random initial value; and
+`Selection` of channels, which is computed from the teacher's states.
 
 Axes: student_width, teacher_width, word (a raw 64-bit random number), entry (of a matrix, counted
 row by row), vector and coordinate (of the vectors to orthonormalize).
@@ -36,6 +37,7 @@ from torch import Tensor
 from curricle.errors import BindError
 from curricle.memory import check_memory
 from curricle.objectives.adapters import LinearMap
+from curricle.objectives.selected_channels import Selection
 from curricle.seeding import derive
 from curricle.values import value
 
@@ -223,7 +225,7 @@ class Learned:
 
 
 Projection = Annotated[
-    Gaussian | Sign | Orthogonal | Identity | Learned,
+    Gaussian | Sign | Orthogonal | Identity | Learned | Selection,
     Field(discriminator="kind"),
 ]
 """Field type of a projection; `kind` selects the law."""

@@ -86,6 +86,11 @@ class StateReading:
         return "examples and channels" if self.kind == "channels" else "examples and positions"
 
     @property
+    def label(self) -> str:
+        """Return the reading in words, as in a plan; empty for all positions."""
+        return "" if self.kind == "positions" else self.kind
+
+    @property
     def remedy(self) -> str:
         """Return the readings for states without common positions, as the end of a sentence."""
         if self.kind != "positions":

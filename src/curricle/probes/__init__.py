@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from curricle.lazy import public_names
 
 if TYPE_CHECKING:
+    from curricle.probes.channels import output_channels as output_channels
+    from curricle.probes.channels import output_energies as output_energies
     from curricle.probes.correlations import monomial_correlations as monomial_correlations
     from curricle.probes.correlations import output_correlations as output_correlations
     from curricle.probes.evaluators import with_probes as with_probes
@@ -27,6 +29,7 @@ else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
         {
+            "channels": ("output_channels", "output_energies"),
             "correlations": ("monomial_correlations", "output_correlations"),
             "evaluators": ("with_probes",),
             "ngrams": ("ngram_distances", "ngram_reliance"),

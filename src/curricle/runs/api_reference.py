@@ -79,7 +79,7 @@ INTERNAL: Mapping[str, frozenset[str]] = types.MappingProxyType(
             }
         ),
         "GroupedProbabilities": frozenset({"check"}),
-        "LayerPair": frozenset({"teacher_tap"}),
+        "LayerPair": frozenset({"reads", "teacher_tap"}),
         "LoaderStream": frozenset({"as_batch", "reads_ahead"}),
         "Manifest": frozenset(
             {
@@ -95,7 +95,6 @@ INTERNAL: Mapping[str, frozenset[str]] = types.MappingProxyType(
                 "with_shard",
             }
         ),
-        "MatchHidden": frozenset({"selected_positions"}),
         "MatchMargins": frozenset({"check_groups"}),
         "PrincipalStart": frozenset({"law", "map"}),
         "RandomStart": frozenset({"law", "map"}),

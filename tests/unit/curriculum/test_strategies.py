@@ -11,11 +11,11 @@ import pytest
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.initialization import PrincipalStart, RandomStart, WarmStart
+from curricle.curriculum.layer_pairs import evenly_spaced_pairs
 from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import (
     build,
-    evenly_spaced_pairs,
     extraction,
     from_labels,
     one_shot,

@@ -16,6 +16,7 @@ from curricle.objectives.matched_embeddings import (
     MatchSimilarities,
 )
 from curricle.objectives.projections import Learned, Orthogonal
+from curricle.objectives.selected_channels import Selection
 from curricle.teachers.store.codecs import Exact
 from tests.parts import drawn
 
@@ -88,6 +89,11 @@ def test_a_student_of_another_width_learns_the_similarities_of_its_teacher(objec
     ("objective", "settings", "sentence"),
     [
         (MatchEmbeddings(), {}, r"the same width without a projection; got 3 and 5; MatchSimil"),
+        (
+            MatchEmbeddings(projection=Selection()),
+            {},
+            r"'projection' of embeddings must be 'learned' or drawn, .*; got 'selection'",
+        ),
         (
             MatchSimilarities(),
             {"gradient_accumulation_steps": 2},

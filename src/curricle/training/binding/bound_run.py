@@ -26,7 +26,7 @@ from curricle.models.eligibility import (
 from curricle.models.restoring import mode_notes
 from curricle.models.tapped import Place, TappedModel, tap_number
 from curricle.objectives.base import Objective
-from curricle.objectives.hidden import MatchHidden
+from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import labeled_output
 from curricle.objectives.logits import output_notes
 from curricle.records import StagePlan
@@ -267,7 +267,8 @@ def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
     seen: dict[Place, tuple[str, float]] = {}
     for stage in stages:
         for objective in stage.objectives:
-            tap = objective.pair.student if isinstance(objective, MatchHidden) else None
+            pair = getattr(objective, "pair", None)
+            tap = pair.student if isinstance(pair, LayerPair) else None
             # Only fractions coincide by rounding, without anybody having written the same tap
             # twice.
             if not isinstance(tap, float):
@@ -276,8 +277,11 @@ def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
             # in two stages is a choice.
             name, first = seen.setdefault(student.place(tap), (stage.name, tap))
             if first != tap:
+                where = f"pairs of stage {name!r}"
+                if name != stage.name:
+                    where = f"stages {name!r} and {stage.name!r}"
                 raise BindError(
-                    f"stages {name!r} and {stage.name!r} must read different taps of the student; "
+                    f"{where} must read different taps of the student; "
                     f"fractions {first:.3g} and {tap:.3g} of its {student.depth} blocks are both "
                     f"tap {tap_number(tap, student.depth)}"
                 )

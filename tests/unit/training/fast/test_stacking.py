@@ -10,6 +10,7 @@ from torch import nn
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.hidden_layers import hidden_first, joint
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.errors import BindError, DivergenceError
@@ -18,6 +19,7 @@ from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import LabelLoss
+from curricle.objectives.selected_channels import Selection
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
@@ -107,6 +109,11 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer": AdamW(learning_rate=0.01),
     },
     "centered": {"curriculum": lambda total: extraction(total=total, center=True)},
+    "selected channels": {
+        "curriculum": lambda total: extraction(total=total, projection=Selection())
+    },
+    "CKA": {"curriculum": lambda total: hidden_first(total=total, layer_objective="cka")},
+    "Procrustes": {"curriculum": lambda total: joint(total=total, layer_objective="procrustes")},
     "half": {"settings": {"teacher_precision": "bfloat16"}},
 }
 

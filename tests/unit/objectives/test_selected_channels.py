@@ -1,0 +1,130 @@
+"""Selections of channels, with energies by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curricle.data.batch import Batch
+from curricle.errors import BindError, SpecError
+from curricle.models.tapped import Activations, Place
+from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.projections import Projection
+from curricle.objectives.selected_channels import Selection, largest_channels
+from curricle.values import parse, plain
+from tests.parts import drawn
+
+STUDENT, TEACHER = Place("student"), Place("teacher")
+IDS = {"input_ids": torch.zeros(2, 3, dtype=torch.long)}
+VALID = torch.tensor([[True, True, False], [True, True, True]])
+BATCH = Batch(inputs=IDS, valid=VALID)
+
+
+def test_the_channels_with_the_largest_energies_stay_in_order() -> None:
+    energies = torch.tensor([1.0, 4.0, 0.0, 9.0, 4.0])
+    assert largest_channels(energies, 2) == (1, 3)
+    assert largest_channels(energies, 3) == (1, 3, 4)
+
+
+def test_the_kept_channels_are_scaled_to_the_mean_square_of_all() -> None:
+    matrix = Selection().matrix(torch.tensor([1.0, 7.0, 0.0, 9.0]), 2)
+    # Mean of all 17 / 4, of the kept (7 + 9) / 2.
+    factor = (4.25 / 8) ** 0.5
+    expected = torch.tensor([[0, factor, 0, 0], [0, 0, 0, factor]])
+    assert torch.allclose(matrix, expected)
+
+
+def test_named_channels_stay_whatever_their_energy() -> None:
+    matrix = Selection(channels=(2, 0)).matrix(torch.tensor([1.0, 7.0, 4.0]), 2)
+    assert torch.equal(matrix != 0, torch.tensor([[True, False, False], [False, False, True]]))
+
+
+def test_states_of_zero_have_a_finite_selection() -> None:
+    assert torch.equal(Selection().matrix(torch.zeros(3), 2), torch.eye(3)[:2])
+
+
+@given(seed=st.integers(0, 1000), width=st.integers(1, 6))
+def test_the_mean_square_of_the_rows_is_kept(seed: int, width: int) -> None:
+    rows = drawn(20, 6, seed=seed).double()
+    matrix = Selection().matrix(rows.square().mean(0), width)
+    assert torch.allclose((rows @ matrix.mT).square().mean(), rows.square().mean())
+
+
+def bound(student: torch.Tensor, teacher: torch.Tensor, **fields: Any) -> BoundObjective:
+    declared = MatchHidden(
+        pair=LayerPair(student=1, teacher=1), **{"projection": Selection()} | fields
+    )
+    sample = Sample(
+        batch=BATCH,
+        student=Activations({STUDENT: student}, None),
+        teacher=Activations({TEACHER: teacher}, None),
+        seed=0,
+    )
+    reads = Reads(student=(STUDENT,), teacher=(TEACHER,))
+    return declared.bind(reads, sample, is_residual=False)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_energies_are_those_of_the_calibration_at_positions_with_data(center: bool) -> None:
+    teacher = drawn(2, 3, 4, seed=1)
+    teacher[..., 2] *= 5.0
+    # Padding does not count.
+    teacher[0, 2, 0] = 1e4
+    term = bound(drawn(2, 3, 1), teacher, center=center)
+    calibrate = pending_calibration(term)
+    assert calibrate is not None
+    activations = Activations({TEACHER: teacher}, None)
+    target = calibrate([(activations, BATCH)]).target(activations, BATCH)
+    rows = teacher[VALID]
+    factor = (rows.square().mean() / rows[:, 2].square().mean()).sqrt()
+    expected = rows[:, [2]] * factor
+    expected = expected - expected.mean(0) if center else expected
+    assert torch.allclose(target, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("widths", "fields", "sentence"),
+    [
+        (
+            (4, 3),
+            {},
+            r"must have a student no wider than its teacher; got widths 4 and 3; use 'orthogonal'$",
+        ),
+        (
+            (2, 3),
+            {"projection": Selection(channels=(0, 3))},
+            r"^'channels' of 'student <- teacher' must be 2 numbers below 3, .*; got 2 up to 3$",
+        ),
+        (
+            (2, 3),
+            {"projection": Selection(channels=(1,))},
+            r"^'channels' of .* must be 2 numbers below 3, .*; got 1 up to 1$",
+        ),
+    ],
+)
+def test_widths_without_a_selection_are_refused(
+    widths: tuple[int, int], fields: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(BindError, match=sentence):
+        bound(drawn(2, 3, widths[0]), drawn(2, 3, widths[1]), **fields)
+
+
+def test_a_selection_is_not_shared() -> None:
+    sentence = r"'shared_projection' must be false with projection 'selection', .*; got True$"
+    with pytest.raises(SpecError, match=sentence):
+        MatchHidden(
+            pair=LayerPair(student=1, teacher=1), projection=Selection(), shared_projection=True
+        )
+
+
+def test_a_channel_is_kept_once() -> None:
+    with pytest.raises(SpecError, match=r"'channels' must differ; got 3 twice"):
+        Selection(channels=(3, 1, 3))
+
+
+@pytest.mark.parametrize("law", [Selection(), Selection(channels=(4, 1))])
+def test_it_survives_plain_data(law: Selection) -> None:
+    assert parse(Projection, plain(law)) == law
