@@ -19,10 +19,10 @@ from curricle.runs import spec
 FROZEN = {
     "demo": (["name"], ["--output-dir", "--set", "--jobs"]),
     "plan": (["spec"], ["--set"]),
-    "teach": (["spec"], ["--set"]),
-    "distill": (["spec"], ["--set"]),
+    "teach": (["spec"], ["--set", "--nproc"]),
+    "distill": (["spec"], ["--set", "--nproc"]),
     "compare": (["spec"], ["--set", "--jobs"]),
-    "resume": (["run"], ["--jobs"]),
+    "resume": (["run"], ["--jobs", "--nproc"]),
     "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),

@@ -15,7 +15,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from curricle.cli import evaluations, exports
+from curricle.cli import evaluations, exports, launching
 from curricle.cli import targets as cli_targets
 from curricle.cli import trajectory_listing as cli_trajectory
 from curricle.errors import CurricleError, SpecError, visible
@@ -66,10 +66,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_targets.app, name="targets")
-console = Console(markup=False, emoji=False)
+# Of the processes of a launcher the first one prints.
+console = Console(markup=False, emoji=False, quiet=launching.rank() > 0)
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.
-    console = Console(width=WIDE, markup=False, emoji=False)
+    console = Console(width=WIDE, markup=False, emoji=False, quiet=console.quiet)
 
 Spec = Annotated[Path, typer.Argument(help="Run spec, a YAML file.", show_default=False)]
 Sets = Annotated[
@@ -80,6 +81,9 @@ Jobs = Annotated[
     int, typer.Option(min=1, help="Students trained at the same time, one CPU thread each.")
 ]
 Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+Processes = Annotated[
+    int, typer.Option("--nproc", min=1, help="Processes that divide every batch, by torchrun.")
+]
 
 
 def main() -> None:
@@ -186,12 +190,13 @@ def plan(spec: Spec, sets: Sets = None) -> None:
 
 
 @app.command()
-def teach(spec: Spec, sets: Sets = None) -> None:
+def teach(spec: Spec, sets: Sets = None, nproc: Processes = 1) -> None:
     """Train the spec's teacher from labels and keep its checkpoints."""
     from curricle.runs.folder import Origin
     from curricle.runs.spec import load_spec, require_field
 
-    run_spec = load_spec(spec, sets)
+    run_spec = launching.divided(load_spec(spec, sets))
+    launching.launch(nproc, ["teach", str(spec), *_options(sets)])
     require_field(run_spec.teacher.total, "teacher.total", "teach")
     origin = Origin(command="teach", title=spec.stem, line=_line("teach", spec, sets))
     _start(run_spec, origin, [])
@@ -199,13 +204,14 @@ def teach(spec: Spec, sets: Sets = None) -> None:
 
 
 @app.command()
-def distill(spec: Spec, sets: Sets = None) -> None:
+def distill(spec: Spec, sets: Sets = None, nproc: Processes = 1) -> None:
     """Train one student by the spec's curriculum, after its teacher if need be."""
     from curricle.runs.folder import Origin
     from curricle.runs.spec import load_spec
     from curricle.runs.train import single_run
 
-    run_spec = load_spec(spec, sets)
+    run_spec = launching.divided(load_spec(spec, sets))
+    launching.launch(nproc, ["distill", str(spec), *_options(sets)])
     origin = Origin(command="distill", title=spec.stem, line=_line("distill", spec, sets))
     _start(run_spec, origin, [single_run(run_spec)])
     _go_on("distill", run_spec)
@@ -220,11 +226,17 @@ def compare(spec: Spec, sets: Sets = None, jobs: Jobs = 1) -> None:
 
 
 @app.command()
-def resume(run: Folder, jobs: Jobs = 1) -> None:
+def resume(run: Folder, jobs: Jobs = 1, nproc: Processes = 1) -> None:
     """Go on with an interrupted run, from its newest checkpoints."""
     from curricle.runs.folder import read_origin, stored_spec
 
-    _go_on(read_origin(run).command, stored_spec(run), jobs)
+    command, spec = read_origin(run).command, stored_spec(run)
+    if command == "compare":
+        launching.refuse(nproc, command)
+        _go_on(command, spec, jobs)
+    else:
+        launching.launch(nproc, ["resume", str(run)])
+        _go_on(command, launching.divided(spec), jobs)
 
 
 @app.command()
@@ -252,7 +264,7 @@ def reproduce(
         console.print(recipe_table([recipe.describe() for recipe in RECIPES.values()]))
         return
     recipe, size = recipe_named(name), checked_scale(scale)
-    _refuse_several_processes()
+    launching.refuse(1, "reproduce")
     folder = output_dir or usual_folder(name, scale)
     line = f"{_line('reproduce', name, sets)} --scale {scale}"
     claim(recipe, size, folder, line, assignments=sets or [])
@@ -338,27 +350,34 @@ app.command()(cli_trajectory.trajectory)
 
 def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:
     """Return the command that runs something again."""
-    options = [argument for assignment in sets or [] for argument in ("--set", assignment)]
-    options += [] if output_dir is None else ["--output-dir", str(output_dir)]
-    return shlex.join(["curricle", verb, str(what), *options])
+    folder = [] if output_dir is None else ["--output-dir", str(output_dir)]
+    return shlex.join(["curricle", verb, str(what), *_options(sets), *folder])
+
+
+def _options(sets: list[str] | None) -> list[str]:
+    return [argument for assignment in sets or [] for argument in ("--set", assignment)]
 
 
 def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") -> None:
     """Claim the run folder after everything that can be checked beforehand has been."""
+    from curricle.runs.assemble import open_task
     from curricle.runs.folder import refuse_taken, start
     from curricle.runs.train import rehearse
 
-    _refuse_several_processes()
+    processes = spec.engine.placement
+    if spec.engine.parallel == "none":
+        launching.refuse(1, origin.command)
     refuse_taken(spec, origin.command)
+    if processes.is_writer:
+        # Data are prepared once.
+        open_task(spec, spec.seed, "train")
+    processes.wait()
     rehearse(spec, students)
-    start(spec, origin)
-
-
-def _refuse_several_processes() -> None:
-    """Refuse a launcher of several processes before anything is written."""
-    from curricle.training.setup.torch_state import check_single_process
-
-    check_single_process()
+    # All processes have looked before one of them writes.
+    processes.wait()
+    if processes.is_writer:
+        start(spec, origin)
+    processes.wait()
 
 
 def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
@@ -390,9 +409,10 @@ def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> Non
     """
     from curricle.runs.folder import working
 
-    _refuse_several_processes()
+    if spec.engine.parallel == "none":
+        launching.refuse(1, command)
     try:
-        with working(spec.folder):
+        with working(spec.folder) if spec.engine.placement.is_writer else nullcontext():
             _run(command, spec, jobs)
     except KeyboardInterrupt as error:
         has_saved = getattr(error, "checkpoint", None) is not None

@@ -16,7 +16,7 @@ early exit passes; see `hooked_forward`.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from torch import nn
 
@@ -29,6 +29,8 @@ from curricle.models.nested_tensors import padded_inside
 from curricle.models.peft_adapters import is_tuned
 from curricle.models.stacks import Numbering
 from curricle.models.tapped import OUTPUT, Forward, Place, Tap, tap_number
+
+Wrapper = TypeVar("Wrapper", bound=nn.Module)
 
 
 @final
@@ -121,6 +123,21 @@ class HookedModel:
             wrapper: Returns the replacement of a module in calls; may return the module itself.
         """
         self._outermost = wrapper(self._outermost)
+
+    @contextmanager
+    def wrapped(self, wrapper: Callable[[nn.Module], Wrapper]) -> Iterator[Wrapper]:
+        """Run forward passes through a wrapper within the block; see `wrap`.
+
+        Yields:
+            The wrapper.
+        """
+        inside = self._outermost
+        outside = wrapper(inside)
+        self._outermost = outside
+        try:
+            yield outside
+        finally:
+            self._outermost = inside
 
     @property
     def axes(self) -> ObservedAxes:

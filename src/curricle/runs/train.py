@@ -52,7 +52,7 @@ from curricle.runs.teacher_file import read_teacher_metrics, write_teacher_metri
 from curricle.task_data import TaskData, with_objectives
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
-from curricle.trackers import check_trackers, tracking
+from curricle.trackers import TrackerName, check_trackers, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute, teacher_metrics, teacher_notes
 from curricle.training.loop.best import best_weights, check_evaluated
@@ -171,9 +171,13 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
         return
     data = open_task(spec, spec.seed, "train")
     run = _teaching(spec, data)
-    claim_teacher(spec)
+    processes = spec.engine.placement
+    # All processes have looked for a finished teacher before one of them writes.
+    processes.wait()
+    if processes.is_writer:
+        claim_teacher(spec)
     writer = TrajectoryWriter(folder / TRAJECTORY, spec.trajectory_steps())
-    with tracking(spec.report_to, folder, "teacher") as reports:
+    with tracking(_trackers(spec), folder, "teacher") as reports:
         outputs = Outputs(
             folder=folder, observers=(*observers, *reports), trajectory=writer, task=data.name
         )
@@ -217,7 +221,7 @@ def train_student(
     steps = recorded_steps(student.folder) if _is_timed(spec) else None
     length = None if steps is None else Duration(number=steps)
     run = _bound(spec, student, data, open_teacher(spec, data), length=length)
-    with tracking(spec.report_to, student.folder, str(student)) as reports:
+    with tracking(_trackers(spec), student.folder, str(student)) as reports:
         outputs = Outputs(folder=student.folder, observers=(*observers, *reports), task=data.name)
         return _execute(spec, run, data, outputs, _until(spec))
 
@@ -454,8 +458,16 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     evaluate = _evaluator(spec, data, run.teacher, metric)
     # A folder whose run was cut off before its first checkpoint starts anew.
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)
-    _export(spec, run.student.module, outputs.folder)
+    if spec.engine.placement.is_writer:
+        _export(spec, run.student.module, outputs.folder)
+    # Other processes read what this one has written.
+    spec.engine.placement.wait()
     return end
+
+
+def _trackers(spec: RunSpec) -> tuple[TrackerName, ...]:
+    """Return the trackers of this process: one process reports."""
+    return spec.report_to if spec.engine.placement.is_writer else ()
 
 
 def _evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> Evaluator:

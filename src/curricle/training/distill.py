@@ -72,7 +72,7 @@ from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
 from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
-from curricle.training.setup.torch_state import standard_state
+from curricle.training.setup.torch_state import check_single_process, standard_state
 from curricle.training.targets.capture import TargetCompression, Watch, capture
 
 
@@ -128,7 +128,7 @@ def run_facts(metrics: Mapping[str, float], usage: Usage, notes: Sequence[str]) 
     )
 
 
-@standard_state()
+@standard_state(is_training=False)
 def execute(
     run: BoundRun,
     evaluate: Evaluator,
@@ -162,7 +162,8 @@ def execute(
         Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
             folder.
     """
-    # Before the run folder is opened: a call whose fast path is refused leaves nothing behind.
+    # Before the run folder is opened: a call that is refused leaves nothing behind.
+    check_processes(run.settings)
     check_speed(run)
     number = run.settings.compiled_steps
     interrupts = Interrupts(saves=outputs.folder is not None)
@@ -188,7 +189,7 @@ def execute(
 
 
 @named_arguments
-@standard_state()
+@standard_state(is_training=False)
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
@@ -250,6 +251,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     batches = as_stream(data, seed)
     held_out = as_evaluation(evaluation, batches)
     check_opening(student, teacher, curriculum, optimizer, settings, held_out)
+    check_processes(settings)
     name, better = judged_by(metric, better)
     # The engine makes its own; here it is for the check of the metric's direction.
     best_weights(settings, name, better, folder=None)
@@ -273,8 +275,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     notes = teacher_notes(evaluate, source, run)
     with (
         _add_resumption_note(folder),
-        tracking(trackers, folder) as reports,
-        shown_progress(is_wanted=progress) as new_observer,
+        tracking(trackers if settings.placement.is_writer else (), folder) as reports,
+        shown_progress(is_wanted=progress and settings.placement.is_writer) as new_observer,
     ):
         outputs = Outputs(
             folder=folder,
@@ -345,6 +347,16 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     )
     # The folder is opened in there, under its lock: it may hold targets, which are then completed.
     return capture([run], Path(folder), compression=compression, watch=watch)
+
+
+def check_processes(settings: TrainingSettings) -> None:
+    """Check that several processes of a launcher are to train one student.
+
+    Raises:
+        BindError: If a launcher has started several and the settings say nothing of them.
+    """
+    if settings.parallel == "none":
+        check_single_process()
 
 
 def check_opening(  # noqa: PLR0917 - in the order of the calls

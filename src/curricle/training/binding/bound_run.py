@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Stream, examples_per_epoch
@@ -151,6 +152,8 @@ def bind(
     # Before the trial steps, which must run where training will: whether a pass succeeds there is a
     # part of the check.
     place_model(settings.placement, student)
+    # Each process may have drawn other weights.
+    settings.placement.copy_first((*student.module.parameters(), *student.module.buffers()))
     if live is not None:
         place_model(settings.placement, live.model)
     # Stored targets are those of stages; a start reads weights, which their folder lacks.
@@ -216,6 +219,7 @@ def bind(
             *surrounding_notes(),
             *weight_notes(student.module),
             *mode_notes(student.module),
+            *_process_notes(student.module, settings),
             *probe.notes(),
             *position_notes(stream, stream.batch(0)),
             *probe.decisions(live),
@@ -223,6 +227,21 @@ def bind(
         ),
         tables=probe.tables.limits,
     )
+
+
+def _process_notes(student: nn.Module, settings: TrainingSettings) -> tuple[str, ...]:
+    """Return the number of processes, and a note on batch statistics; none for one process."""
+    number = settings.placement.num_processes
+    if number == 1:
+        return ()
+    statistics = [path for path, item in student.named_modules() if isinstance(item, _BatchNorm)]
+    share = (
+        f"; batch statistics of {statistics[0]!r} are those of the share of a process, on a GPU "
+        f"torch.nn.SyncBatchNorm.convert_sync_batchnorm(student) takes those of the batch"
+        if statistics
+        else ""
+    )
+    return (f"{number} processes divide every batch among them{share}",)
 
 
 def _output_notes(stages: Sequence[BoundStage], student: TappedModel) -> tuple[str, ...]:
@@ -250,7 +269,7 @@ def _check_pairing(
     """Check that models of texts with two tokenizers are decoders."""
     if not isinstance(stream, PairedTexts):
         return
-    batch = settings.placement.part_of(stream.batch(0))
+    batch = settings.placement.moved(stream.batch(0))
     check_causal(student, batch.inputs, "student")
     if teacher is not None:
         check_causal(teacher.model, batch.for_teacher.inputs, "teacher")

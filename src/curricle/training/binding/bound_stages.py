@@ -239,10 +239,10 @@ class StageProbe:
             steps=span.most,
             until="" if isinstance(stage.duration, Duration) else str(stage.duration),
             # A step takes as many passes as there are micro-batches, but holds the activations of
-            # only one at a time, so the memory below is not multiplied.
-            student_flops=student_meter.flops * self._settings.gradient_accumulation_steps
-            + update_flops(adapters_of(terms)),
-            teacher_flops=teacher_meter.flops * self._settings.gradient_accumulation_steps,
+            # only one at a time, so the memory below is not multiplied. Shares of processes may
+            # differ in their positions.
+            student_flops=self._of_step(student_meter) + update_flops(adapters_of(terms)),
+            teacher_flops=self._of_step(teacher_meter),
             trained_parameters=self._count(trained),
             adapter_parameters=adapter_parameters,
             reads_logits=any(reads.student_logits or reads.student_head for reads in all_reads),
@@ -258,6 +258,11 @@ class StageProbe:
             trained=trained,
             plan=plan,
         )
+
+    def _of_step(self, meter: Meter) -> int:
+        """Return the FLOPs of all processes in a step from those of a micro-batch in this one."""
+        settings = self._settings
+        return int(settings.placement.total(meter.flops)) * settings.gradient_accumulation_steps
 
     def _untrained(self, stage: Stage, reached: frozenset[str]) -> str:
         """Return in words why a stage trains nothing after others that have reached weights."""
@@ -426,6 +431,11 @@ class StageProbe:
                 raise BindError(
                     f"'gradient_accumulation_steps' must be 1 for {type(objective).__name__}, "
                     f"which compares the examples of a batch with each other; got {parts}"
+                )
+            if self._settings.placement.num_processes > 1 and compares_examples(term.objective):
+                raise BindError(
+                    f"'parallel' must be 'none' for {type(objective).__name__}, which compares "
+                    f"the examples of a batch with each other; got {self._settings.parallel!r}"
                 )
         return terms
 

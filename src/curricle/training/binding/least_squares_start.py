@@ -169,7 +169,7 @@ def _check_model(role: str, model: TappedModel) -> None:
 
 
 def _calibration(stream: Stream, placement: Placement, step: int) -> CalibrationBatch:
-    batch = placement.part_of(stream.batch(step))
+    batch = placement.moved(stream.batch(step))
     if batch.alignment is not None:
         raise BindError(
             "'init' by least squares needs models that read the same tokens; the data pair two "

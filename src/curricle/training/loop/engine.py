@@ -168,10 +168,11 @@ class TrainingRun:
             _files(outputs.folder),
             run.student.module,
             self.timeline,
-            observers=outputs.observers,
+            # One process tells of the run.
+            observers=outputs.observers if self._is_writer else (),
             facts={**run_facts(run), **_best_facts(self._best, run.settings.eval_every)},
             best=self._best,
-            is_writer=self._is_writer,
+            placement=run.settings.placement,
         )
 
     def __enter__(self) -> "TrainingRun":
@@ -285,10 +286,11 @@ class TrainingRun:
             self._started += self._now() - paused
         # A run at its goal is complete after this step; `Interrupts` raises for the signal then.
         is_over = end is not None and end.why == "goal"
-        if not is_over and self._interrupts.requested is not None:
+        requested = self.run.settings.placement.agreed(self._interrupts.requested)
+        if not is_over and requested is not None:
             # Usage is noted where something is due, and a signal may come between.
             self._spend(self._now())
-            self._interrupt(self._interrupts.requested, stepper, step_losses[-1], last)
+            self._interrupt(requested, stepper, step_losses[-1], last)
         if is_due and end is None:
             # Not after the end of a stage, whose successor has another first step.
             self.stop = self.timeline.due(self.num_steps)
@@ -512,6 +514,8 @@ class TrainingRun:
     def _evaluated(self) -> dict[str, float]:
         """Return the evaluation of the student in its current state; its modes are restored."""
         module = self.run.student.module
+        # Statistics of batches are those of the share of each process.
+        self.run.settings.placement.copy_first(module.buffers())
         module.eval()
         try:
             with torch.no_grad(), self.run.settings.autocast():

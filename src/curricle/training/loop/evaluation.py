@@ -167,7 +167,7 @@ def label_metrics(
     classes = torch.cat(labels).long() if "classes" in reads else None
     return _LabelEvaluator(
         # Moved once, since every evaluation reads the same batches.
-        batches=tuple(map(placement.part_of, batches)),
+        batches=tuple(map(placement.moved, batches)),
         metrics=tuple(metrics),
         placement=placement,
         teacher=teacher if "teacher" in reads else None,
@@ -246,7 +246,7 @@ class _LabelEvaluator:
             _open_outputs(model, outputs) as forward,
             _teaching(self.teacher, self.matched) as read_teacher,
         ):
-            for batch in self.batches:
+            for batch in self.placement.shared(self.batches):
                 passes = _student_activations(forward, batch)
                 logits: dict[_Output, Tensor] = {}
                 size = 0
@@ -275,8 +275,9 @@ class _LabelEvaluator:
         total_count = int(self.placement.total(count))
         numbers: dict[str, float] = {}
         for metric in self.metrics:
-            total = observations[metric.name]
-            total = self.placement.total(total) if metric.keeps == "sum" else total
+            observation = observations[metric.name]
+            combined = self.placement.total if metric.keeps == "sum" else self.placement.gathered
+            total = combined(observation)
             numbers[metric.name] = metric.compute(total, total_count)
         for name, number in numbers.items():
             if not math.isfinite(number):

@@ -28,6 +28,7 @@ from curricle.training.loop.checkpoints import (
     save_checkpoint,
 )
 from curricle.training.loop.resuming import RunFolder, owner_of
+from curricle.training.setup.placement import HOST, Placement
 from curricle.values import fingerprint
 
 
@@ -44,7 +45,7 @@ class Journal:
         observers: Sequence[Callable[[Record], None]] = (),
         facts: Mapping[str, object],
         best: BestWeights | None = None,
-        is_writer: bool = True,
+        placement: Placement = HOST,
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.
 
@@ -55,7 +56,7 @@ class Journal:
             observers: Functions that receive every record.
             facts: Facts on which the result of the run depends.
             best: The best weights, if the run keeps them; they are part of its checkpoints.
-            is_writer: Whether this process writes the files; every process reads checkpoints.
+            placement: Processes of the run; the first one writes the files, all read checkpoints.
         """
         self.files = files
         self._student, self._timeline = student, timeline
@@ -66,7 +67,8 @@ class Journal:
         self.usage = Usage()
         """Consumed by that checkpoint."""
         self._observers, self._facts = tuple(observers), facts
-        self._best, self._is_writer = best, is_writer
+        self._best, self._is_writer = best, placement.is_writer
+        self._placement = placement
         self._writer: RecordWriter | None = None
 
     def open(
@@ -103,13 +105,15 @@ class Journal:
         end = self._finished(files, opening)
         if end is not None:
             return end
+        # All processes of the run have looked before one of them writes.
+        self._placement.wait()
         # A finished run has returned above: loading it only reads, so it takes no lock.
         if self._is_writer:
             files.open_for_writing(lock)
-        # Another process may have written between the first look and the lock.
-        if not resume:
-            files.check_free()
-        end = self._finished(files, opening)
+            # Another run may have written between the first look and the lock.
+            if not resume:
+                files.check_free()
+            end = self._finished(files, opening)
         if end is None:
             self._begin(files, opening, optimizer)
         return end
@@ -195,7 +199,10 @@ class Journal:
             optimizer: The optimizer of the student's weights.
             adapters: Modules that the open stage trains beside the student.
         """
+        # Statistics of batches are those of the share of each process.
+        self._placement.copy_first(self._student.buffers())
         if self.files is None or self._writer is None:
+            self._placement.wait()
             return
         # Not even a crash of the machine may leave a checkpoint whose records are lost.
         self._writer.sync()
@@ -214,6 +221,8 @@ class Journal:
             adapters=adapters,
             best=self._best,
         )
+        # Whoever looks for the newest checkpoint now sees this one.
+        self._placement.wait()
 
     def finish(self, end: EndRecord) -> None:
         """Write the last record and the manifest of the folder."""
@@ -222,6 +231,7 @@ class Journal:
             # The manifest has the hash of the records, so a crash must not leave it without them.
             self._writer.sync()
             self.files.seal()
+        self._placement.wait()
 
     def close(self) -> None:
         """Close the file of records."""

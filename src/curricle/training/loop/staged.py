@@ -245,7 +245,7 @@ class StagedLoss:
             )
         loss = self._opened()
         with self._located():
-            placed = self.run.settings.placement.part_of(batch)
+            placed = self.run.settings.placement.moved(batch)
             sums = loss.sums(placed, loss.targets(placed))
         self._totals.append([total.detach() for total in sums])
         scales = loss.scales(self._counts)
@@ -295,7 +295,7 @@ class StagedLoss:
                 # Also where the stage goes on: statistics are in no checkpoint.
                 was_needed = loss.calibrate(
                     lambda: (
-                        placement.part_of(run.stream.batch(step))
+                        placement.moved(run.stream.batch(step))
                         for step in range(CALIBRATION_BATCHES)
                     )
                 )

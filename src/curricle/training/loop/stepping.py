@@ -7,7 +7,7 @@ everything is put back when it closes.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -69,8 +69,10 @@ class Stepper:
         loss: StageLoss,
         *,
         start: int,
+        unsummed: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Take the parts that `stepping` has opened."""
+        self._unsummed = unsummed
         self.start = start
         """First step of the stage."""
         self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
@@ -82,6 +84,7 @@ class Stepper:
         """Steps taken since the stage was opened."""
         self._parts = run.settings.gradient_accumulation_steps
         self._placement = run.settings.placement
+        self._num_processes = self._placement.num_processes
         # Gradients of adapters are part of the norm by which all are clipped.
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
         # Looked up once, as properties cost a step of a small model time.
@@ -177,21 +180,32 @@ class Stepper:
         """Return the context of a step in which global generators are seeded."""
         run = self.run
         # Noise depends on seed and step alone, so a run draws the same masks after it was resumed.
-        return seeding.scoped(run.seed, "noise", step, beyond_torch=run.draws_foreign_noise)
+        # Processes draw different masks for their shares; the first has the stream of one process.
+        rank = self._placement.rank
+        names = ("noise", step, rank) if rank else ("noise", step)
+        return seeding.scoped(run.seed, *names, beyond_torch=run.draws_foreign_noise)
 
     def _accumulate(self, prepared: Prepared) -> StepLoss:
         counts = prepared.counts
         scales = self.loss.scales(counts)
-        sums_of_parts = [
-            self._backward(batch, targets, scales) for batch, targets in prepared.parts
-        ]
+        if self._num_processes > 1:
+            # The wrapper takes the mean over processes, and the whole count divides their sum.
+            scales = [scale * self._num_processes for scale in scales]
+        *earlier, last = prepared.parts
+        sums_of_parts = []
+        for part in earlier:
+            with self._unsummed():
+                sums_of_parts.append(self._backward(*part, scales))
+        sums_of_parts.append(self._backward(*last, scales))
+        # The student's are averaged by its wrapper.
+        self._placement.average_gradients(self.loss.adapters.parameters())
         # A single part is left as it is: accumulation costs nothing where there is none.
         totals = (
             sums_of_parts[0]
             if len(sums_of_parts) == 1
             else [torch.stack(sums).sum() for sums in zip(*sums_of_parts, strict=True)]
         )
-        return StepLoss(totals, counts, self.loss.weights)
+        return StepLoss(self._placement.summed(totals), counts, self.loss.weights)
 
     def _backward(
         self, batch: Batch, targets: list[Target] | None, scales: list[float]
@@ -279,8 +293,8 @@ class Stepper:
             )
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step where the models lie."""
-        return self._placement.part_of(self.run.stream.batch(step))
+        """Return the whole batch of a step where the models lie."""
+        return self._placement.moved(self.run.stream.batch(step))
 
 
 @contextmanager
@@ -312,7 +326,9 @@ def stepping(
         # Gradients take as much memory as the weights, and are not read after the stage.
         stack.callback(run.student.module.zero_grad)
         first = stage.span.start if start is None else start
-        stepper = Stepper(run, stage, optimizer, loss, start=first)
+        # After the rest of the weights is frozen: gradients of all others are waited for.
+        unsummed = stack.enter_context(run.settings.placement.synchronized(run.student))
+        stepper = Stepper(run, stage, optimizer, loss, start=first, unsummed=unsummed)
         decay = run.optimizer.weight_decay
         stack.enter_context(adapters_in_optimizer(optimizer, loss.adapters, weight_decay=decay))
         if resumed is None:

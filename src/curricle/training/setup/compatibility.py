@@ -15,6 +15,7 @@ _FUSED = "compiled blocks of steps"
 _NO_ACCUMULATION = "do not support gradient accumulation"
 _BATCHED = "batched students, which take their steps as one model,"
 _SECONDS = "students that share a teacher share the machine, so seconds of one are not comparable"
+_ONE_PROCESS = "students of one teacher train in one process"
 _COST = "FLOPs and seconds depend on whether the teacher runs"
 
 INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
@@ -27,6 +28,9 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("compiled_steps", "compile student"): f"{_FUSED} compile the student already",
         ("compiled_steps", "share_teacher"): "students of one teacher wait for each other at "
         "every step, unless 'batch_students' joins them",
+        ("compiled_steps", "parallel"): f"{_FUSED} do not add up gradients of several processes",
+        ("parallel", "share_teacher"): _ONE_PROCESS,
+        ("parallel", "batch_students"): _ONE_PROCESS,
         ("compiled_steps", "noise"): f"{_FUSED} cannot draw the noise of single steps",
         ("compiled_steps", "buffers"): f"{_FUSED} do not update buffers",
         ("compiled_steps", "stored targets"): f"{_FUSED} cannot look up stored targets",
@@ -47,6 +51,7 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         # be compared.
         ("share_teacher", "seconds"): _SECONDS,
         ("batch_students", "seconds"): _SECONDS,
+        ("parallel", "seconds"): "each process would measure other seconds, hence another length",
         ("stored targets", "seconds"): _COST,
         ("stored targets", "flops"): _COST,
         ("compile student", "no student blocks"): "the blocks are compiled, one by one",

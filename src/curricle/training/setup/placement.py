@@ -13,12 +13,13 @@ therefore count the positions of the whole batch, by which a loss is divided, wi
 
 import time
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Literal, final
+from typing import Literal, TypeVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from curricle.colocation import moved_to
 from curricle.data.batch import Batch
@@ -28,6 +29,8 @@ from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel
 
 Precision = Literal["float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+Item = TypeVar("Item")
 
 UNCHANGED = nullcontext()
 """Context of passes in float32; one serves all, since it has no state."""
@@ -46,9 +49,9 @@ class Placement(ABC):
         """Kind of processor, `cpu` or `cuda`."""
 
     @property
-    @abstractmethod
     def is_writer(self) -> bool:
         """Return whether this process writes records, checkpoints and finished weights."""
+        return self.rank == 0
 
     @abstractmethod
     def place(self, module: nn.Module) -> nn.Module:
@@ -70,12 +73,67 @@ class Placement(ABC):
         """
 
     @abstractmethod
-    def total(self, number: float) -> float:
-        """Return the sum of a number over all processes.
+    def moved(self, batch: Batch) -> Batch:
+        """Return a whole batch where the models of this process lie.
 
         Args:
-            number: Number of this process.
+            batch: A whole batch, on which every process computes alike.
         """
+
+    @property
+    def rank(self) -> int:
+        """Return the number of this process, from 0 on; the first one writes."""
+        return 0
+
+    @property
+    def num_processes(self) -> int:
+        """Return the number of processes of the run."""
+        return 1
+
+    def shared(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the items that this process handles; over all processes each is handled once."""
+        return items
+
+    def total(self, number: float) -> float:
+        """Return the sum of a number over all processes."""
+        return number
+
+    def gathered(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the results of all processes, in the order of the items that were `shared`."""
+        return items
+
+    def summed(self, totals: list[Tensor]) -> list[Tensor]:
+        """Return the sums of tensors without axes over all processes."""
+        return totals
+
+    def agreed(self, number: int | None) -> int | None:
+        """Return a number of which some process has been told, such as a signal; else None."""
+        return number
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+
+    @abstractmethod
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the process that writes."""
+
+    @abstractmethod
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Take the mean of gradients over all processes, for parameters outside of the student."""
+
+    @contextmanager
+    def synchronized(
+        self,
+        model: TappedModel,  # noqa: ARG002 - for placements that wrap it
+    ) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+        """Take the mean of a model's gradients over all processes while a stage is open.
+
+        Yields:
+            Opens the context of a micro-batch that is not the last of its step, whose gradients
+            are not combined yet.
+        """
+        yield nullcontext
 
     @property
     def is_queued(self) -> bool:
@@ -110,11 +168,6 @@ class Placement(ABC):
 class SingleDevice(Placement):
     """One process that computes on one processor."""
 
-    @property
-    def is_writer(self) -> bool:
-        """Return True: there is no other process."""
-        return True
-
     def place(self, module: nn.Module) -> nn.Module:
         """Return the module itself, moved unless accelerate has placed it."""
         if is_dispatched(module):
@@ -124,7 +177,11 @@ class SingleDevice(Placement):
         return module.to(self.kind)
 
     def part_of(self, batch: Batch) -> Batch:
-        """Return the whole batch, moved; the batch itself if it lies there already."""
+        """Return the whole batch, moved."""
+        return self.moved(batch)
+
+    def moved(self, batch: Batch) -> Batch:
+        """Return the batch, moved; the batch itself if it lies there already."""
         # One tensor stands for all, since a stream makes those of a batch in one place.
         if self.kind == "cpu" and batch.leading.is_cpu:
             return batch
@@ -133,17 +190,22 @@ class SingleDevice(Placement):
         change = batch.moved if batch.leading.is_cpu else batch.map
         return change(lambda tensor: moved_to(tensor, device))
 
-    def total(self, number: float) -> float:
-        """Return the number: this process has all of it."""
-        return number
+    def wait(self) -> None:
+        """Return: there is no other process."""
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Leave the tensors as they are: this process writes."""
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Leave the gradients as they are."""
 
 
 HOST = SingleDevice("cpu")
 """The CPU of this process."""
 
 
-def find_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
-    """Return the placement that a setting names.
+def find_placement(device: Device) -> Placement:
+    """Return the placement of a run in one process.
 
     Args:
         device: Value of the setting; `auto` takes a GPU if there is one.
@@ -151,12 +213,21 @@ def find_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
     Raises:
         BindError: If a GPU is named and there is none.
     """
+    # One object serves all CPU runs: a placement has no state, and settings look it up at every
+    # pass.
+    return HOST if kind_of(device) == "cpu" else SingleDevice("cuda")
+
+
+def kind_of(device: Device) -> Literal["cpu", "cuda"]:
+    """Return the kind of processor that a setting names; `auto` takes a GPU if there is one.
+
+    Raises:
+        BindError: If a GPU is named and there is none.
+    """
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise BindError("'device' must be available; got 'cuda' on a machine without a GPU")
-    # One object serves all CPU runs: a placement has no state, and settings look it up at every
-    # pass.
-    return HOST if device == "cpu" or not has_gpu else SingleDevice("cuda")
+    return "cuda" if has_gpu and device != "cpu" else "cpu"
 
 
 def place_model(placement: Placement, model: TappedModel) -> None:

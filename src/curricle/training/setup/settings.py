@@ -15,7 +15,8 @@ from pydantic import Field
 from curricle.errors import SpecError
 from curricle.models.inference import Inference
 from curricle.training.setup.compatibility import check_compatible
-from curricle.training.setup.placement import Placement, Precision, find_placement
+from curricle.training.setup.placement import Device, Placement, Precision, find_placement
+from curricle.training.setup.processes import data_parallel
 from curricle.values import LONGEST_NAME, Line, value
 
 BestMetric = Annotated[Line, Field(min_length=1, max_length=LONGEST_NAME)]
@@ -25,9 +26,14 @@ EXCLUSIVE = MappingProxyType(
         "max_grad_norm": None,
         "gradient_accumulation_steps": 1,
         "prefetch": "none",
+        "parallel": "none",
     }
 )
 """Settings that exclude others, with the value that switches them off."""
+
+
+def _is_single(parallel: str) -> bool:
+    return parallel == "none"
 
 
 @final
@@ -35,8 +41,13 @@ EXCLUSIVE = MappingProxyType(
 class TrainingSettings:
     """How the engine runs."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the models run; `auto` takes a GPU if there is one."""
+    parallel: Literal["none", "ddp"] = Field(default="none", exclude_if=_is_single)
+    """Processes of a launcher such as torchrun: `ddp` divides every batch among them, each with a
+    copy of both models (`DistributedDataParallel`), without a launcher one process; `none` refuses
+    several. The loss is that of the whole batch, so results agree with one process within
+    rounding, but for dropout and batch statistics."""
     precision: Precision = "float32"
     """Precision of the forward passes; bfloat16 by autocast, weights stay float32."""
     teacher_precision: Precision | None = None
@@ -127,6 +138,8 @@ class TrainingSettings:
     @property
     def placement(self) -> Placement:
         """Return where models and batches are put."""
+        if self.parallel == "ddp":
+            return data_parallel(self.device)
         return find_placement(self.device)
 
     @property

@@ -89,8 +89,9 @@ def check_single_process() -> None:
     if processes > 1:
         raise BindError(
             f"'WORLD_SIZE' must be 1, since a run is one process and every process of torchrun "
-            f"would train the whole student; got {processes}; start it "
-            f"without torchrun, or unset WORLD_SIZE"
+            f"would train the whole student; got {processes}; "
+            f"curricle.distill(..., settings=TrainingSettings(parallel='ddp')) divides batches "
+            f"among them; else start it without torchrun, or unset WORLD_SIZE"
         )
 
 

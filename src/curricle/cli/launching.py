@@ -1,0 +1,82 @@
+"""Commands in several processes of a launcher, which divide every batch among them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from curricle.errors import SpecError
+
+if TYPE_CHECKING:
+    from curricle.runs.spec import RunSpec
+
+LAUNCHER = "torch.distributed.run"
+"""Module of torchrun."""
+
+
+def rank() -> int:
+    """Return the number of this process among those of its launcher; 0 without a launcher."""
+    number = os.environ.get("RANK", "0")
+    return int(number) if number.isdecimal() and _world_size() > 1 else 0
+
+
+def launch(number: int, arguments: Sequence[str]) -> None:
+    """Run a command in several processes of torchrun; return if there is to be one process.
+
+    Args:
+        number: Number of processes.
+        arguments: Verb and arguments of the command.
+
+    Raises:
+        SpecError: If this is a process of a launcher already.
+        Exit: After the command, with its exit code.
+    """
+    if number == 1:
+        return
+    if _world_size() > 1:
+        raise SpecError(
+            f"'--nproc' must be left out in a process of a launcher, which has started "
+            f"{_world_size()}; got {number}"
+        )
+    torchrun = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(number)]
+    ended = subprocess.run([*torchrun, "-m", "curricle", *arguments], check=False)
+    raise typer.Exit(ended.returncode)
+
+
+def divided(spec: "RunSpec") -> "RunSpec":
+    """Return a spec whose batches are divided, if a launcher has started several processes.
+
+    Args:
+        spec: Spec of a run of one student or teacher.
+    """
+    if _world_size() == 1 or spec.engine.parallel != "none":
+        return spec
+    return replace(spec, engine=replace(spec.engine, parallel="ddp"))
+
+
+def refuse(number: int, command: str) -> None:
+    """Refuse several processes of one command that trains several students.
+
+    Args:
+        number: Processes that are asked for.
+        command: The verb.
+
+    Raises:
+        SpecError: If there are several, or a launcher has started several.
+    """
+    processes = max(number, _world_size())
+    if processes > 1:
+        raise SpecError(
+            f"'WORLD_SIZE' must be 1 for {command!r}, whose students are processes of their own by "
+            f"'--jobs'; got {processes}; start it without torchrun, or unset WORLD_SIZE"
+        )
+
+
+def _world_size() -> int:
+    # A variable of that name in another form belongs to another program.
+    number = os.environ.get("WORLD_SIZE", "1")
+    return int(number) if number.isdecimal() else 1

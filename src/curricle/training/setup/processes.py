@@ -1,0 +1,210 @@
+"""Placement of a run in several processes: data-parallel training.
+
+A launcher such as torchrun starts the processes. Each holds both models whole, reads the whole
+batch of a step, computes on its share of the examples, and takes the same update, since gradients
+are summed over all processes before it. The loss is divided by the positions of the whole batch, so
+that result and sequence of batches do not depend on the number of processes.
+
+Design: `DistributedDataParallel` sums the gradients of the student while they are computed. It
+surrounds the model for one stage, after the weights that the stage does not train are frozen: a
+wrapper that outlives its stage would wait for gradients that no longer come. Numbers of the host,
+such as a signal that one process has received, are exchanged on the CPU and do not wait for a GPU.
+
+References:
+    Li et al. 2020, PyTorch Distributed, arXiv 2006.15704.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from inspect import signature
+from typing import final
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
+
+from curricle.colocation import moved_to
+from curricle.data.batch import Batch
+from curricle.errors import BindError, DataError
+from curricle.models.hooked import HookedModel
+from curricle.models.tapped import TappedModel
+from curricle.training.setup.placement import (
+    Device,
+    Item,
+    Placement,
+    find_placement,
+    kind_of,
+)
+
+WORLD_SIZE = "WORLD_SIZE"
+LAUNCHER = ("RANK", WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables by which a launcher describes the group of its processes."""
+HAS_RENAMED_BUFFERS = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+"""Whether copies of buffers in each forward pass are named as from torch 2.13 on."""
+LOCAL_RANK = "LOCAL_RANK"
+"""Number of the process on its machine, hence of its GPU."""
+
+
+@final
+class DataParallel(Placement):
+    """Processes that each hold both models and compute on a share of every batch."""
+
+    def __init__(self, kind: str) -> None:
+        """Join the group of processes, which is made unless the caller has made one.
+
+        Args:
+            kind: `cpu` or `cuda`.
+        """
+        super().__init__(kind)
+        if kind == "cuda":
+            torch.cuda.set_device(int(os.environ.get(LOCAL_RANK, "0")))
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl")
+        self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
+        self._device = torch.device(kind)
+
+    @property
+    def rank(self) -> int:
+        """Return the number of this process in the group."""
+        return self._rank
+
+    @property
+    def num_processes(self) -> int:
+        """Return the number of processes of the group."""
+        return self._number
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Return the module itself, moved."""
+        return module.to(self._device)
+
+    def moved(self, batch: Batch) -> Batch:
+        """Return the whole batch, moved."""
+        if self.kind == "cpu" and batch.leading.is_cpu:
+            return batch
+        change = batch.moved if batch.leading.is_cpu else batch.map
+        return change(lambda tensor: moved_to(tensor, self._device))
+
+    def part_of(self, batch: Batch) -> Batch:
+        """Return the examples of a batch on which this process computes, moved.
+
+        Raises:
+            DataError: If the examples, or their groups, cannot be divided equally.
+        """
+        try:
+            share = batch.split(self._number)[self.rank]
+        except DataError:
+            raise DataError(
+                f"the examples of each micro-batch must be a multiple of the {self._number} "
+                f"processes, with {batch.group} of a group together; got {batch.num_examples}"
+            ) from None
+        return self.moved(share)
+
+    def shared(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return every n-th item for n processes, from the rank of this one on."""
+        return items[self.rank :: self._number]
+
+    def total(self, number: float) -> float:
+        """Return the sum of a number over all processes, in float64."""
+        summed = torch.tensor(number, dtype=torch.float64)
+        distributed.all_reduce(summed)
+        return float(summed)
+
+    def gathered(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the items of all processes in the order of the sequence that was `shared`."""
+        lists: list[Sequence[Item]] = [[] for _ in range(self._number)]
+        # A tensor would arrive on the GPU of the process that has sent it.
+        distributed.all_gather_object(lists, tree_map_only(Tensor, Tensor.cpu, list(items)))
+        longest = max(map(len, lists))
+        return [part[index] for index in range(longest) for part in lists if index < len(part)]
+
+    def summed(self, totals: list[Tensor]) -> list[Tensor]:
+        """Return the sums of tensors without axes over all processes."""
+        stacked = torch.stack(totals)
+        distributed.all_reduce(stacked)
+        return list(stacked.unbind())
+
+    def agreed(self, number: int | None) -> int | None:
+        """Return the largest number that any process has; None if all have none."""
+        largest = torch.tensor(-1 if number is None else number)
+        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+        return None if largest < 0 else int(largest)
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        # A barrier of NCCL would be queued on the GPU.
+        self.total(0.0)
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        with torch.no_grad():
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Take the mean of gradients over all processes, for parameters outside of the student."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self._number
+
+    @contextmanager
+    def synchronized(
+        self, model: TappedModel
+    ) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+        """Take the mean of a model's gradients over all processes while a stage is open.
+
+        Yields:
+            Opens the context of a micro-batch that is not the last of its step, whose gradients
+            are not combined yet.
+
+        Raises:
+            BindError: If the model runs its module itself, so that no wrapper can surround it.
+        """
+        if not isinstance(model, HookedModel):
+            raise BindError(
+                f"'parallel' must be 'none' for a student that runs its module itself; got "
+                f"{type(model).__name__!r}; curricle.tapped(module) returns one that does not"
+            )
+        with model.wrapped(_wrapped) as module:
+            yield module.no_sync
+
+
+def _wrapped(module: nn.Module) -> DistributedDataParallel:
+    # Buffers are copied where they are read: evaluation runs through the wrapper as well, and
+    # processes evaluate different numbers of batches.
+    if HAS_RENAMED_BUFFERS:
+        return DistributedDataParallel(module, forward_sync_buffers=False)
+    return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def data_parallel(device: Device) -> Placement:
+    """Return the placement of this process in its group.
+
+    Without a launcher or a group there is one process, as where a stored spec is looked at.
+
+    Args:
+        device: Value of the setting; `auto` takes a GPU if there is one.
+
+    Raises:
+        BindError: If the environment names several processes, but no group of them.
+    """
+    absent = [name for name in LAUNCHER if name not in os.environ]
+    if absent and not distributed.is_initialized():
+        number = os.environ.get(WORLD_SIZE, "1")
+        if number.isdecimal() and int(number) > 1:
+            raise BindError(
+                f"'{WORLD_SIZE}' must be 1 where no launcher has described the group; got "
+                f"{number} without {absent[0]}; 'torchrun --nproc-per-node {number} SCRIPT' sets "
+                f"all of them"
+            )
+        return find_placement(device)
+    return _member(kind_of(device))
+
+
+@cache
+def _member(kind: str) -> DataParallel:
+    # One for each kind of processor: settings look it up at every pass.
+    return DataParallel(kind)
