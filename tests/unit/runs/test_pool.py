@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -96,8 +97,9 @@ class Pool:
     def __init__(self, *_: object, **__: object) -> None:
         self.submitted = 0
 
-    def submit(self, *_: object) -> None:
+    def submit(self, *_: object) -> Future[None]:
         self.submitted += 1
+        return Future()
 
     def shutdown(self, **_: object) -> None:
         assert self.submitted == 4

@@ -6,35 +6,54 @@ import pytest
 from curricle.errors import CheckpointError, SpecError
 from curricle.figure_points import Chart, Point, read_points
 from curricle.models.mlp import MLPSpec
-from curricle.runs.folder import TEACHER, is_claimed
-from curricle.runs.train import teach
+from curricle.records import EndRecord, Record
+from curricle.runs.folder import TEACHER
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale
-from curricle_papers.recipes.running import claim, measure, panels
+from curricle_papers.recipes.running import claim, measure, panels, run
 from curricle_papers.recipes.sparse_parity import PARITY_MLP
 from curricle_papers.recipes.theorems import THEOREM_CHECK
+from curricle_papers.recipes.warm_start import WARM_START
 
 
 def two_panels(scale: Scale) -> dict[str, Comparison]:
     (one,) = PARITY_MLP.panels(scale).values()
     other = replace(one, spec=replace(one.spec, seed=1))
-    return {"first": one, "second": one, "other": other}
+    short = {name: one.spec.strategies[name] for name in ("from_labels", "one_shot")}
+    return {
+        name: replace(comparison, spec=replace(comparison.spec, strategies=short))
+        for name, comparison in {"first": one, "second": one, "other": other}.items()
+    }
 
 
 TWICE = replace(PARITY_MLP, name="twice", panels=two_panels)
 
 
+def run_all(recipe: Recipe, folder: Path, *assignments: str) -> list[str]:
+    """Run a recipe; return the names of the runs that had records, in order of their ends."""
+    ended = []
+
+    def watch(name: str, record: Record) -> None:
+        if isinstance(record, EndRecord):
+            ended.append(name)
+
+    line = "curricle reproduce it"
+    claim(recipe, "smoke", folder, line, assignments=assignments)
+    run(recipe, "smoke", folder, assignments=assignments, jobs=1, line=line, watch=watch)
+    return ended
+
+
 def test_panels_share_a_teacher_that_is_the_same(tmp_path: Path) -> None:
-    claim(TWICE, "smoke", tmp_path / "run", "line")
-    claimed = {}
-    for name, spec in panels(TWICE, "smoke", tmp_path / "run"):
-        claimed[name] = is_claimed(spec)
-        teach(spec)
-    assert claimed == {"first": False, "second": True, "other": False}
+    ended = run_all(TWICE, tmp_path / "run")
+    assert [name for name in ended if name.endswith("teacher")] == [
+        "first: teacher",
+        "other: teacher",
+    ]
     first, second, other = (
         (tmp_path / "run" / "panels" / name / TEACHER / "model.safetensors").read_bytes()
         for name in ("first", "second", "other")
     )
     assert first == second != other
+    assert run_all(TWICE, tmp_path / "run") == []
 
 
 def test_a_folder_is_gone_on_with_only_by_its_own_command(tmp_path: Path) -> None:
@@ -47,7 +66,25 @@ def test_a_folder_is_gone_on_with_only_by_its_own_command(tmp_path: Path) -> Non
 def test_a_field_can_be_changed_in_every_panel(tmp_path: Path) -> None:
     claim(TWICE, "smoke", tmp_path, "line")
     specs = panels(TWICE, "smoke", tmp_path, ["student.widths=[8]"])
-    assert {spec.student for _, spec in specs} == {MLPSpec(widths=(8,))}
+    assert {spec.student for spec in specs.values()} == {MLPSpec(widths=(8,))}
+
+
+def test_a_field_can_be_changed_in_one_panel(tmp_path: Path) -> None:
+    specs = panels(TWICE, "smoke", tmp_path, ["second:student.widths=[8]"])
+    assert {name for name, spec in specs.items() if spec.student == MLPSpec(widths=(8,))} == {
+        "second"
+    }
+
+
+def test_a_panel_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"'secnd' is not a panel.*second"):
+        panels(TWICE, "smoke", tmp_path, ["secnd:student.widths=[8]"])
+
+
+def test_a_field_of_some_panels_is_changed_in_these(tmp_path: Path) -> None:
+    specs = panels(WARM_START, "smoke", tmp_path, ["task.corpus=own.txt"])
+    corpora = {name: getattr(spec.task, "corpus", None) for name, spec in specs.items()}
+    assert corpora == {"text": "own.txt", "grammar": None, "parity": None, "transformer": None}
 
 
 @pytest.mark.parametrize(
