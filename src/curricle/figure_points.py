@@ -80,8 +80,9 @@ class Panel:
     rates: str = ""
     """Name of the folder below `panels` with the first pass, which sets the learning rates; empty
     if there is none."""
-    left_out: dict[str, str] = Field(default_factory=dict)
-    """Reasons by strategy why it has no runs."""
+    methods: dict[str, str] = Field(default_factory=dict)
+    """Strategies in the order of tables, each with the reason why it has no runs; empty if it has
+    some."""
     note: str = ""
     """How rates and seeds are chosen, in a sentence."""
 

@@ -382,7 +382,8 @@ def _run_recipe(  # noqa: PLR0917 - private, called once
 
     tell, shown = NoteLine(console, is_comparison=True), recipe.panels(scale)
     try:
-        with _bars() as new_bar:
+        # A recipe may have hundreds of runs.
+        with _bars(are_transient=True) as new_bar:
             bars: dict[str, Callable[[Record], None]] = {}
 
             def watch(name: str, record: "Record") -> None:
@@ -515,8 +516,8 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
 
 
 @contextmanager
-def _bars() -> "Iterator[Callable[[str], Callable[[Record], None]]]":
+def _bars(*, are_transient: bool = False) -> "Iterator[Callable[[str], Callable[[Record], None]]]":
     from curricle.training.setup.observers import ProgressBar, new_progress
 
     with new_progress(console) as progress:
-        yield lambda name: ProgressBar(progress, name)
+        yield lambda name: ProgressBar(progress, name, is_transient=are_transient)

@@ -121,7 +121,8 @@ class Recipe:
                     x=comparison.x,
                     chart=comparison.chart,
                     rates="" if comparison.first_pass is None else rates_name(name),
-                    left_out=dict(comparison.left_out),
+                    methods=dict.fromkeys(comparison.spec.strategies, "")
+                    | dict(comparison.left_out),
                     note=str(comparison.first_pass or ""),
                 )
                 for name, comparison in self.panels(scale).items()
