@@ -2,7 +2,7 @@
 
 One table has a row a method and a column a task; further ones have, for each task, rate, final
 metric, share of the gap closed, and cost to the goal, as one-shot's mean final metric. What is left
-out stands in the tables with its reason, what is not run yet as missing.
+out stands in the tables with its reason, what is not run yet as missing. The gap is that of `gaps`.
 
 Units: costs are those of the student and the teacher until the first evaluation at or past the
 goal; seconds are of training, without evaluation.
@@ -17,8 +17,6 @@ from curricle.reports.summary import MethodSummary, Summary
 from curricle.reports.tables import Grid, to_markdown
 from curricle.values import value
 
-BASE = "labels"
-"""Method at which the closed share of the gap is 0; at the teacher it is 1."""
 MISSING, ABSENT = "missing", "left out"
 NOT_REACHED = "not reached"
 OVERVIEW = (
@@ -43,20 +41,6 @@ class TunedPanel:
     def method(self, name: str) -> MethodSummary | None:
         """Return the numbers of a method; None if it has no run."""
         return None if self.summary is None else self.summary.methods.get(name)
-
-    def closed(self, name: str) -> float | None:
-        """Return the share of the gap between labels and teacher that a method closes.
-
-        None without complete runs of both and of a teacher with another metric.
-        """
-        base, method = self.method(BASE), self.method(name)
-        if self.summary is None or self.summary.teacher is None or base is None or method is None:
-            return None
-        low, mean = base.final.mean, method.final.mean
-        high = self.summary.teacher.final.get(self.summary.metric)
-        if low is None or mean is None or high is None or high == low:
-            return None
-        return (mean - low) / (high - low)
 
     def share(self, name: str) -> float | None:
         """Return the FLOPs to the goal as a share of the budget; None if not reached."""
@@ -115,7 +99,7 @@ def _row(panel: TunedPanel, name: str) -> tuple[str, ...]:
     method, reason = panel.method(name), panel.panel.methods[name]
     if method is None or not method.finals:
         return (rate, NONE, NONE, NONE, NONE, NONE, reason or MISSING)
-    closed, goal = panel.closed(name), method.to_goal
+    closed, goal = method.gap_closed, method.to_goal
     costs = (NOT_REACHED, NOT_REACHED)
     if goal.total_flops is not None and goal.seconds is not None:
         costs = (short(goal.total_flops), short(goal.seconds))
@@ -123,7 +107,7 @@ def _row(panel: TunedPanel, name: str) -> tuple[str, ...]:
     return (
         rate,
         method.final_text,
-        NONE if closed is None else f"{closed + 0.0:.2f}",
+        NONE if closed is None else str(closed),
         *costs,
         str(len(method.finals)),
         f"{unfinished} without an end" if unfinished else "",

@@ -1,6 +1,7 @@
 """Tables of methods with chosen rates; numbers by hand."""
 
 from curricle.figure_points import Panel
+from curricle.reports.gaps import GapClosed
 from curricle.reports.method_tables import (
     OVERVIEW,
     TunedPanel,
@@ -23,7 +24,13 @@ def seed(number: int, accuracy: float, *, is_complete: bool = True) -> SeedSumma
     )
 
 
-def method(accuracies: list[float], flops: float | None = None, *, cut: int = 0) -> MethodSummary:
+def method(
+    accuracies: list[float],
+    flops: float | None = None,
+    *,
+    cut: int = 0,
+    gap: float | None = None,
+) -> MethodSummary:
     """Return a method with a complete run an accuracy, and some that were cut off."""
     ends = [seed(number, accuracy) for number, accuracy in enumerate(accuracies)]
     cuts = [seed(10 + number, 0.0, is_complete=False) for number in range(cut)]
@@ -34,6 +41,7 @@ def method(accuracies: list[float], flops: float | None = None, *, cut: int = 0)
         to_goal_ci95=Costs(),
         reached="1/1",
         seeds=(*ends, *cuts),
+        gap_closed=None if gap is None else GapClosed(mean=gap, ci95=None),
     )
 
 
@@ -45,8 +53,8 @@ SUMMARY = Summary(
     budget={"number": LIMIT, "unit": "flops"},
     methods={
         "extraction": method([0.75], flops=250.0),
-        "labels": method([0.4]),
-        "one_shot": method([0.6], flops=1000.0, cut=1),
+        "labels": method([0.4], gap=0.0),
+        "one_shot": method([0.6], flops=1000.0, cut=1, gap=0.5),
     },
     teacher=seed(0, 0.8),
 )
@@ -66,15 +74,6 @@ TEXT = TunedPanel(panel=PANEL, summary=SUMMARY, rates={"one_shot": 0.003, "progr
 EMPTY = TunedPanel(
     panel=Panel(name="next", rates="next-rates", methods={"labels": ""}), summary=None, rates={}
 )
-
-
-def test_the_closed_share_of_the_gap_is_zero_at_labels_and_one_at_the_teacher() -> None:
-    assert TEXT.closed("labels") == 0
-    # (0.6 - 0.4) / (0.8 - 0.4) and (0.75 - 0.4) / (0.8 - 0.4).
-    assert TEXT.closed("one_shot") is not None
-    assert [round(TEXT.closed(name) or 0, 9) for name in ("one_shot", "extraction")] == [0.5, 0.875]
-    assert TEXT.closed("progressive") is None
-    assert EMPTY.closed("labels") is None
 
 
 def test_the_overview_has_a_row_a_method_and_a_column_a_task() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from curricle.errors import BindError
+from curricle.errors import BindError, SpecError
 from curricle.example_tasks import ExamplesTask
 from curricle.runs.spec import RunSpec, StrategySpec
 from curricle.runs.train import planned_student, student_runs
+from curricle.training.binding.bound_run import BoundRun
 from curricle_papers.recipes.method_table import METHODS
 from curricle_papers.recipes.methods import METHODS_RECIPE, SETTINGS, setting_comparison
 from curricle_papers.recipes.recipe import SCALES, Scale, steps
@@ -42,18 +43,19 @@ def spec_of(panel: str, folder: Path, scale: Scale = "small") -> RunSpec:
 def test_a_method_binds_exactly_if_it_is_not_left_out(panel: str, folder: Path) -> None:
     setting, spec = SETTINGS[panel], spec_of(panel, folder)
     for method in METHODS:
-        lone = replace(
-            spec,
-            strategies={method.name: StrategySpec(curriculum=method.call(setting.layers))},
-            goal=replace(spec.goal, final_of=None),
-            budget=steps(200),
-        )
-        (run, *_) = student_runs(lone)
+        call = StrategySpec(curriculum=method.call(setting.layers))
         if method.reason(setting.traits):
-            with pytest.raises(BindError):
-                planned_student(lone, run)
+            with pytest.raises((BindError, SpecError)):
+                bound(spec, method.name, call)
         else:
-            assert planned_student(lone, run).num_steps == 200
+            assert bound(spec, method.name, call).num_steps == 200
+
+
+def bound(spec: RunSpec, name: str, call: StrategySpec) -> BoundRun:
+    """Return a run of 200 steps by one strategy of a panel."""
+    goal = replace(spec.goal, final_of=None)
+    lone = replace(spec, strategies={name: call}, goal=goal, budget=steps(200))
+    return planned_student(lone, student_runs(lone)[0])
 
 
 @PANEL
@@ -68,10 +70,10 @@ def test_the_budget_is_that_of_the_steps_of_one_shot(panel: str, folder: Path) -
         goal=replace(spec.goal, final_of=None),
     )
     (run, *_) = student_runs(lone)
-    bound = planned_student(lone, run)
-    (plan,) = bound.plans
+    one_shot = planned_student(lone, run)
+    (plan,) = one_shot.plans
     assert plan.student_flops + plan.teacher_flops == setting.step_flops
-    assert bound.num_steps == setting.steps
+    assert one_shot.num_steps == setting.steps
 
 
 @pytest.mark.parametrize("scale", SCALES)
