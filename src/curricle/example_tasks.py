@@ -59,7 +59,7 @@ DIGIT_LEVELS = 16
 """Largest gray level of a digit."""
 IMAGE_AXES = (3, 4)
 """Numbers of axes of signals and images: example, channel, then position or row and column."""
-IMAGE_MODELS = ("cnn",)
+IMAGE_MODELS = ("cnn", "mlp")
 """Kinds of models of images beside those of transformers."""
 
 
@@ -346,9 +346,10 @@ class TensorsTask(BaseTask):
     embedding."""
     encoding: Literal["vector", "positions", "image"] = "vector"
     """How models read an example: as one `vector` or as a vector at each of its `positions`, both
-    by an `mlp`, or as an `image` by a `cnn` or a Hugging Face model. An image is of the axes
-    channel, row and column, or channel and position for a signal, which a `cnn` with `axes: 1`
-    reads; its labels may be classes of all its pixels, -100 where there is none."""
+    by an `mlp`, or as an `image` by a `cnn`, a Hugging Face model, or an `mlp` with `axes`. An
+    image is of the axes channel, row and column, or channel and position for a signal, which a
+    `cnn` with `axes: 1` reads; its labels may be classes of all its pixels, -100 where there is
+    none."""
     batch_size: int = Field(default=64, gt=0)
     """Examples a step."""
     evaluation_batches: int = Field(default=100, gt=0)

@@ -77,6 +77,14 @@ class Panel:
     """Place of its numbers on a chart's horizontal axis; None takes the name."""
     chart: Chart | None = None
     """Chart of this panel, if it differs from that of the recipe."""
+    rates: str = ""
+    """Name of the folder below `panels` with the first pass, which sets the learning rates; empty
+    if there is none."""
+    methods: dict[str, str] = Field(default_factory=dict)
+    """Strategies in the order of tables, each with the reason why it has no runs; empty if it has
+    some."""
+    note: str = ""
+    """How rates and seeds are chosen, in a sentence."""
 
 
 @final
@@ -96,6 +104,8 @@ class RecipeRecord:
     """Result of the original, as far as it is published."""
     panels: tuple[Panel, ...] = ()
     """Comparisons, in the order of the figure."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Reasons by panel why it is not run."""
     chart: Chart
     """Chart of the figure."""
     line: str = ""

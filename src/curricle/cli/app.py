@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from curricle.runs.folder import Origin
     from curricle.runs.spec import RunSpec
     from curricle.runs.train import StudentRun
+    from curricle_papers.recipes.recipe import Recipe, Scale
 
 WIDE = 140
 """Columns of tables that do not go to a terminal."""
@@ -258,7 +259,7 @@ def reproduce(
     from curricle.reports.reproduction import recipe_table
     from curricle_papers.recipes.index import RECIPES, recipe_named
     from curricle_papers.recipes.recipe import checked_scale
-    from curricle_papers.recipes.running import claim, measure, panels
+    from curricle_papers.recipes.running import claim, measure
 
     if listed or not name:
         console.print(recipe_table([recipe.describe() for recipe in RECIPES.values()]))
@@ -270,9 +271,8 @@ def reproduce(
     claim(recipe, size, folder, line, assignments=sets or [])
     measure(recipe, size, folder)
     again = line_again(read_recipe(folder), folder)
-    for panel, spec in panels(recipe, size, folder, sets or []):
-        # At smoke a process takes longer to start than to run.
-        _panel(spec, jobs or (1 if size == "smoke" else 2), title=f"{name}: {panel}", line=again)
+    # At smoke a process takes longer to start than to run.
+    _run_recipe(recipe, size, folder, sets or [], jobs or (1 if size == "smoke" else 2), again)
     _report_figure(folder)
 
 
@@ -381,27 +381,47 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
 
 
 def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
-    _start_comparison(spec, title=title, line=line)
-    _go_on("compare", spec, jobs)
-
-
-def _start_comparison(spec: "RunSpec", *, title: str, line: str) -> None:
     from curricle.runs.folder import Origin
     from curricle.runs.train import first_runs
 
     _start(spec, Origin(command="compare", title=title, line=line), first_runs(spec))
+    _go_on("compare", spec, jobs)
 
 
-def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
-    """Run the rest of a recipe's comparison."""
-    from curricle.runs.folder import has_spec
+def _run_recipe(  # noqa: PLR0917 - private, called once
+    recipe: "Recipe", scale: "Scale", folder: Path, sets: list[str], jobs: int, line: str
+) -> None:
+    """Run the rest of a recipe's panels and report each.
 
-    if not has_spec(spec.folder):
-        _start_comparison(spec, title=title, line=line)
-    _go_on("compare", spec, jobs, again=line)
+    Raises:
+        Exit: If interrupted, after printing the effect of resuming.
+    """
+    from curricle.training.setup.observers import NoteLine
+    from curricle_papers.recipes.running import run
+
+    tell, shown = NoteLine(console, is_comparison=True), recipe.panels(scale)
+    try:
+        # A recipe may have hundreds of runs.
+        with _bars(are_transient=True) as new_bar:
+            bars: dict[str, Callable[[Record], None]] = {}
+
+            def watch(name: str, record: "Record") -> None:
+                # A first pass has each strategy many times; its notes are those of the panel.
+                if name.partition(": ")[0] in shown:
+                    tell(record, name.rpartition(" seed ")[0], student=name)
+                bars.setdefault(name, new_bar(name))(record)
+
+            finished = run(
+                recipe, scale, folder, assignments=sets, jobs=jobs, line=line, watch=watch
+            )
+    except KeyboardInterrupt as error:
+        _say_stopped(error, next(iter(shown.values())).spec, line)
+        raise typer.Exit(_code(error)) from None
+    for panel in finished:
+        _report([panel])
 
 
-def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> None:
+def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
     """Run the unfinished part of the spec's folder.
 
     Raises:
@@ -415,10 +435,15 @@ def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> Non
         with working(spec.folder) if spec.engine.placement.is_writer else nullcontext():
             _run(command, spec, jobs)
     except KeyboardInterrupt as error:
-        has_saved = getattr(error, "checkpoint", None) is not None
-        remedy = _remedy(spec, again, has_saved=has_saved)
-        print(f"curricle: stopped{_by(error)}; {visible(remedy)}", file=sys.stderr)
+        _say_stopped(error, spec)
         raise typer.Exit(_code(error)) from None
+
+
+def _say_stopped(error: KeyboardInterrupt, spec: "RunSpec", again: str = "") -> None:
+    """Print that a command was interrupted, and the effect of resuming."""
+    has_saved = getattr(error, "checkpoint", None) is not None
+    remedy = _remedy(spec, again, has_saved=has_saved)
+    print(f"curricle: stopped{_by(error)}; {visible(remedy)}", file=sys.stderr)
 
 
 def _run(command: str, spec: "RunSpec", jobs: int) -> None:
@@ -511,8 +536,8 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
 
 
 @contextmanager
-def _bars() -> "Iterator[Callable[[str], Callable[[Record], None]]]":
+def _bars(*, are_transient: bool = False) -> "Iterator[Callable[[str], Callable[[Record], None]]]":
     from curricle.training.setup.observers import ProgressBar, new_progress
 
     with new_progress(console) as progress:
-        yield lambda name: ProgressBar(progress, name)
+        yield lambda name: ProgressBar(progress, name, is_transient=are_transient)

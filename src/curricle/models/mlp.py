@@ -53,6 +53,28 @@ class MLP(nn.Module):
 
 
 @final
+class FlatMLP(nn.Module):
+    """A fully connected network that reads the values of a map as one vector."""
+
+    def __init__(self, num_inputs: int, widths: tuple[int, ...], num_classes: int) -> None:
+        """Initialize the weights from torch's global generator, as in every torch layer."""
+        super().__init__()
+        self.network = MLP(num_inputs, widths, num_classes)
+
+    def forward(
+        self, pixel_values: Float[Tensor, "example channel *place"]
+    ) -> Float[Tensor, "example class"]:
+        """Return the logits."""
+        logits: Tensor = self.network(pixel_values.flatten(1))
+        return logits
+
+    def tapped(self) -> HookedModel:
+        """Return the network with its blocks as taps."""
+        blocks = range(len(self.network.blocks))
+        return HookedModel(self, blocks=[f"network.blocks.{number}" for number in blocks])
+
+
+@final
 @value
 class MLPSpec:
     """A fully connected network, built for a task's numbers of inputs and classes."""
@@ -60,6 +82,9 @@ class MLPSpec:
     kind: Literal["mlp"] = "mlp"
     widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1, max_length=MOST_LAYERS)
     """Width of each hidden layer, first to last; positive. At most 1,000 layers."""
+    axes: Literal[0, 1, 2] = Field(default=0, exclude_if=lambda axes: axes == 0)
+    """Axes of the maps that are read as one vector: 1 of signals, 2 of images of equal edges; 0 for
+    data that are vectors."""
 
     def build(
         self,
@@ -72,18 +97,20 @@ class MLPSpec:
         """Return the network with weights from torch's global generator.
 
         Args:
-            num_inputs: Features per example.
+            num_inputs: Features per example, or channels of its map.
             num_classes: Number of classes.
-            num_positions: Not used; an MLP has no positions.
-            padding_token: Not used, either.
+            num_positions: Length of an edge of a map; not used with vectors.
+            padding_token: Not used.
 
         Raises:
             BindError: If the network would not fit into memory.
         """
-        del num_positions, padding_token
+        del padding_token
+        num_inputs *= num_positions**self.axes
         sizes = (num_inputs, *self.widths, num_classes)
         count = sum((before + 1) * after for before, after in pairwise(sizes))
         check_memory(
             4 * count, f"the network of 'widths' with {count:,} parameters for {num_inputs} inputs"
         )
-        return MLP(num_inputs, self.widths, num_classes).tapped()
+        network = FlatMLP if self.axes else MLP
+        return network(num_inputs, self.widths, num_classes).tapped()

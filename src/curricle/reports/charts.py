@@ -29,6 +29,8 @@ WIDTH, HEIGHT = 5.2, 3.8
 """Inches of one panel."""
 WHISKERS = (2.5, 97.5)
 """Percentiles of the repetitions at which the whiskers of a spread end."""
+MOST_COLUMNS = 4
+"""Panels side by side; further ones lie below."""
 FEW = 6
 """Names of groups that find room side by side."""
 NOTHING = "no strategy has a number on every seed"
@@ -178,11 +180,16 @@ def save_chart(
     names = list(dict.fromkeys(names)) or [""]
     ends = _limits(chart, panels)
     palette = colors(dict.fromkeys(point.series for point in points))
+    columns = min(len(names), MOST_COLUMNS)
+    rows = -(-len(names) // columns)
     with drawing():
         figure = Figure(
-            figsize=(WIDTH * len(names), HEIGHT), layout="constrained", facecolor="white"
+            figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained", facecolor="white"
         )
-        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        places = figure.subplots(rows, columns, squeeze=False).flat
+        for axes in [*places][len(names) :]:
+            axes.remove()
+        for axes, name in zip(figure.axes, names, strict=True):
             inside = [point for point in points if point.panel == name]
             if inside:
                 DRAWN[chart.kind](axes, inside, palette, ends)

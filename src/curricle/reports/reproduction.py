@@ -1,15 +1,17 @@
 """Report of a reproduced figure.
 
 In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
-numbers behind them, and `report.html`, which puts the original beside the reproduction. All are
-made from the records in the folder.
+numbers behind them, and `report.html`, which puts the original beside the reproduction. With
+learning rates from a first pass there is also `methods.md`, tables in Markdown. All are made from
+the records in the folder.
 """
 
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.table import Table
 
@@ -35,31 +37,52 @@ from curricle.reports.charts import (
 from curricle.reports.document import again, document, note, section, table
 from curricle.reports.formatting import NONE, short, with_interval
 from curricle.reports.headline import headline
+from curricle.reports.method_tables import (
+    OVERVIEW,
+    TunedPanel,
+    methods_markdown,
+    overview_grid,
+    panel_grid,
+)
 from curricle.reports.printed import View, save_panels
 from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary
 from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
 from curricle.values import plain
 
-FIGURE, SUMMARY, PAGE = "figure", "summary.json", "report.html"
+FIGURE, SUMMARY, PAGE, TABLES = "figure", "summary.json", "report.html", "methods.md"
 INTERVALS = (
     "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
     "one. A strategy that did not reach the goal on every seed has no point."
 )
 
 
-def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str, ...]:
-    """Write figure, summary and page of a recipe.
+def write_recipe_report(
+    folder: Path,
+    summaries: Sequence[Summary | None],
+    rates: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> tuple[str, ...]:
+    """Write figure, summary and page of a recipe, and tables of tuned methods in Markdown.
 
     Args:
         folder: The recipe's folder with its runs.
-        summaries: Those of its panels, in order.
+        summaries: Those of its panels, in order; None for one without runs.
+        rates: Learning rates by method, by each panel that has chosen them by a first pass.
 
     Returns:
         Results, a line each.
     """
     recipe = read_recipe(folder)
-    panels = list(zip(recipe.panels, summaries, strict=True))
+    panels = [
+        (panel, summary)
+        for panel, summary in zip(recipe.panels, summaries, strict=True)
+        if summary is not None
+    ]
+    tuned = [
+        TunedPanel(panel=panel, summary=summary, rates=dict(rates.get(panel.name, {})))
+        for panel, summary in zip(recipe.panels, summaries, strict=True)
+        if panel.rates
+    ]
     points = (*read_points(folder), *_derived(recipe, panels))
     statistics_ = statistics(points)
     fits = slopes(points) if recipe.chart.slopes else ()
@@ -71,11 +94,14 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
         section("Figure", _image(folder)),
+        *(_methods(tuned, recipe.left_out) if tuned else ()),
         section("Numbers", table(_grid(statistics_)), note(INTERVALS)) if statistics_ else "",
         *(_panel(panel, summary) for panel, summary in panels),
         section("Made with", again(line_again(recipe, folder))) if recipe.line else "",
     ])  # fmt: skip
     write_text(folder / PAGE, text)
+    if tuned:
+        write_text(folder / TABLES, methods_markdown(tuned, recipe.left_out))
     return lines
 
 
@@ -194,6 +220,22 @@ def _header(recipe: RecipeRecord) -> str:
 def _image(folder: Path) -> str:
     data = base64.b64encode((folder / f"{FIGURE}.svg").read_bytes()).decode()
     return f'<img alt="figure" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
+
+
+def _methods(panels: Sequence[TunedPanel], left_out: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the sections of tuned methods: all in one table, then rates and costs by panel."""
+    absent = [note(f"{name}: left out, {reason}") for name, reason in left_out.items()]
+    return (
+        section("All methods", table(overview_grid(panels)), note(OVERVIEW), *absent),
+        *(
+            section(
+                html.escape(f"rates and costs of {panel_grid(panel).title}"),
+                table(panel_grid(panel)),
+                note(panel.panel.note),
+            )
+            for panel in panels
+        ),
+    )
 
 
 def _grid(statistics_: Sequence[Statistic]) -> Grid:

@@ -1,16 +1,16 @@
 """Budgets, and the length of training that a budget pays for.
 
 A budget is a number of examples, tokens, steps, epochs, FLOPs or seconds. For the first four every
-strategy runs equally long. For FLOPs (student and teacher together) and seconds the cost of
-one step of each stage is measured first, and each strategy gets as many steps as the budget pays
-for: cheap stages buy more of them.
+strategy runs equally long. For FLOPs (student and teacher together) and seconds the cost of a warm
+start and of one step of each stage is measured first, and each strategy gets as many steps as the
+budget pays for: cheap stages buy more of them.
 """
 
 import dataclasses
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import Annotated, Literal, final
 
@@ -21,8 +21,10 @@ from curricle.curriculum.stages import Curriculum
 from curricle.data.streams import examples_per_epoch
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
+from curricle.records import Usage
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
+from curricle.training.binding.starting import apply_start
 from curricle.training.loop.stepping import stepping
 from curricle.values import parse, value
 
@@ -128,13 +130,14 @@ def fitted(
     if limit.is_length:
         return build(limit.duration())
     run = bound(build(PROVISIONAL))
+    rest = _after_start(limit, run)
     costs: Sequence[float]
     if limit.unit == "flops":
         costs = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
     else:
         costs = seconds_per_step(run)
     names = [stage.declared.name for stage in run.stages]
-    return build(Duration(number=_longest(limit, build, run, dict(zip(names, costs, strict=True)))))
+    return build(Duration(number=_longest(rest, build, run, dict(zip(names, costs, strict=True)))))
 
 
 def bind_within(
@@ -267,8 +270,31 @@ def _longest(
     return low
 
 
-def seconds_per_step(run: BoundRun) -> list[float]:
-    """Return the median seconds of one step of each stage; the student comes back as it was."""
+def _after_start(limit: Budget, run: BoundRun) -> Budget:
+    """Return what a warm start leaves of a budget of FLOPs or seconds.
+
+    The start is applied, since its cost depends on the matrices that it solves; the student comes
+    back as it was.
+
+    Raises:
+        SpecError: If it leaves nothing.
+    """
+    if run.warm_start is None:
+        return limit
+    with _prepared(run):
+        usage = apply_start(run.warm_start, Usage(), run.settings.placement)
+    flops = usage.student_flops + usage.teacher_flops
+    spent = flops if limit.unit == "flops" else usage.seconds
+    if spent >= limit.number:
+        raise SpecError(
+            f"'budget' {limit} must pay for the warm start; it costs {spent:.3g} {limit.unit}"
+        )
+    return dataclasses.replace(limit, number=limit.number - spent)
+
+
+@contextmanager
+def _prepared(run: BoundRun) -> Iterator[None]:
+    """Prepare student and teacher for training; afterwards the student is as it was."""
     module = run.student.module
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     teacher, settings = run.teacher, run.settings
@@ -276,9 +302,15 @@ def seconds_per_step(run: BoundRun) -> list[float]:
     with settings.stated_threads(), modes_kept(module), teaching:
         train(module)
         try:
-            return [statistics.median(_times(run, stage)) for stage in run.stages]
+            yield
         finally:
             module.load_state_dict(weights)
+
+
+def seconds_per_step(run: BoundRun) -> list[float]:
+    """Return the median seconds of one step of each stage; the student comes back as it was."""
+    with _prepared(run):
+        return [statistics.median(_times(run, stage)) for stage in run.stages]
 
 
 def _times(run: BoundRun, stage: BoundStage) -> list[float]:

@@ -1,4 +1,4 @@
-"""Runs of a comparison in one process or several.
+"""Runs of a comparison, and jobs of several comparisons, in one process or several.
 
 Every run is independent and deterministic, so they may run in any order and in several processes
 at once; with more than one process each uses one thread, which keeps their seconds comparable. The
@@ -14,15 +14,17 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from curricle.errors import CheckpointError
 from curricle.records import Record
@@ -37,9 +39,17 @@ else:
     Messages = Queue
 Watcher = Callable[[StudentRun, Record], None]
 """Receives every record of every run."""
+RecordWatcher = Callable[[str, Record], None]
+"""Receives the name of a run and a record of it."""
+Job = TypeVar("Job")
 POLL_SECONDS = 0.2
 STOPPED = 1
 """Exit code of a worker without a parent."""
+
+
+def _nothing(_: object) -> tuple[()]:
+    """Return no jobs."""
+    return ()
 
 
 def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
@@ -55,12 +65,52 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     """
     measure_teacher(spec)
     student_classes = classes(spec)
-    if jobs == 1:
-        for students in student_classes:
-            train_class(spec, students, watch)
-        return
     runs = {str(run): run for students in student_classes for run in students}
-    single = replace(spec, engine=replace(spec.engine, threads=1))
+    if jobs > 1:
+        spec = replace(spec, engine=replace(spec.engine, threads=1))
+    work_off(
+        range(len(student_classes)),
+        partial(_train, spec),
+        jobs=jobs,
+        watch=lambda name, record: watch(runs[name], record),
+        again=f"curricle resume {spec.folder}",
+    )
+
+
+def _train(spec: RunSpec, number: int, watch: RecordWatcher) -> None:
+    """Train one student, or those taught with it."""
+    train_class(spec, classes(spec)[number], lambda run, record: watch(str(run), record))
+
+
+def work_off(
+    first: Iterable[Job],
+    work: Callable[[Job, RecordWatcher], None],
+    *,
+    jobs: int,
+    watch: RecordWatcher,
+    again: str,
+    following: Callable[[Job], Iterable[Job]] = _nothing,
+) -> None:
+    """Do jobs and those that follow from them, in this process or in several.
+
+    Args:
+        first: Jobs that can be done at once; a job can be pickled.
+        work: Does a job, which hands its records on; can be pickled.
+        jobs: Processes at once; 1 works in this process.
+        watch: Receives the name of a run and a record of it.
+        again: Command that goes on after a failure, for error sentences.
+        following: Returns the jobs that can be done because a job is done; it is called here.
+
+    Raises:
+        CheckpointError: If a process is killed, for example because memory has run out.
+    """
+    if jobs == 1:
+        waiting = deque(first)
+        while waiting:
+            job = waiting.popleft()
+            work(job, watch)
+            waiting.extend(following(job))
+        return
     context = multiprocessing.get_context("spawn")
     # Python's own process that cleans up after the others ends by a closed terminal otherwise.
     with _ignoring("SIGINT", "SIGHUP"):
@@ -70,15 +120,21 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_connect, initargs=(messages, parent)
     )
-    try:
+    submitted: dict[Future[None], Job] = {}
+
+    def submit(ready: Iterable[Job]) -> set[Future[None]]:
         # Workers inherit the ignored signal: this process handles an interrupt, and ends them.
         with _ignoring("SIGINT"):
-            futures = [pool.submit(_work, single, number) for number in range(len(student_classes))]
-        _listen(futures, messages, lambda name, record: watch(runs[name], record))
+            futures = {pool.submit(_work, work, job): job for job in ready}
+        submitted.update(futures)
+        return set(futures)
+
+    try:
+        _listen(submit(first), messages, watch, lambda done: submit(following(submitted[done])))
     except BrokenProcessPool:
         raise CheckpointError(
             f"'jobs' {jobs} must be as many as memory has room for; a process was killed, "
-            f"'curricle resume {spec.folder}' goes on"
+            f"'{again}' goes on"
         ) from None
     finally:
         # One that failed or was interrupted does not wait for the others to finish.
@@ -111,18 +167,19 @@ def _ignoring(*names: str) -> Iterator[None]:
 
 
 def _listen(
-    futures: list[Future[None]],
+    pending: set[Future[None]],
     messages: Messages,
-    tell: Callable[[str, Record], None],
+    watch: RecordWatcher,
+    follow: Callable[[Future[None]], set[Future[None]]],
 ) -> None:
-    """Pass messages on until every run has ended and nothing more comes, or one has failed."""
-    pending = set(futures)
+    """Pass messages on until every job has ended and nothing more comes, or one has failed."""
     while True:
         done, pending = wait(pending, timeout=0, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
+            pending |= follow(future)
         try:
-            tell(*messages.get(timeout=POLL_SECONDS))
+            watch(*messages.get(timeout=POLL_SECONDS))
         except queue.Empty:
             if not pending:
                 return
@@ -149,14 +206,10 @@ def _end_with(parent: Connection) -> None:
     os._exit(STOPPED)
 
 
-def _work(spec: RunSpec, number: int) -> None:
-    """Train one student, or those taught with it, and send the parent its records."""
+def _work(work: Callable[[Job, RecordWatcher], None], job: Job) -> None:
+    """Do a job and send the parent its records."""
     try:
-        train_class(
-            spec,
-            classes(spec)[number],
-            lambda run, record: _MESSAGES[0].put((str(run), record)),
-        )
+        work(job, lambda name, record: _MESSAGES[0].put((name, record)))
     except Interrupted as error:
         # A signal to the whole group; the parent has it too and says what to do.
         os._exit(128 + error.signal_number)

@@ -11,9 +11,10 @@ from pathlib import Path
 from curricle.errors import CheckpointError, visible
 from curricle.figure_points import PANELS, caution, read_recipe
 from curricle.metrics import Direction
-from curricle.records import PROBES, ProbeRecord, read_probes
+from curricle.records import PROBES, RECORDS, ProbeRecord, read_probes
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
+from curricle.reports.rates import best_rates
 from curricle.reports.reproduction import write_recipe_report
 from curricle.reports.run_folders import Run, load_runs
 from curricle.reports.summary import Summary, summarize, write_summary
@@ -94,14 +95,28 @@ def write_figure(folder: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: If a panel holds no records yet, or something cannot be written.
     """
-    panels = [folder / PANELS / panel.name for panel in read_recipe(folder).panels]
-    summaries = [summarized([panel])[1] for panel in panels]
+    panels = read_recipe(folder).panels
+    folders = [folder / PANELS / panel.name for panel in panels]
+    # An interrupted recipe is reported as far as it has come; without any run there is no report.
+    begun = [place for place in folders if _has_students(place)] or folders
+    summaries = [summarized([place])[1] if place in begun else None for place in folders]
+    passes = {panel.name: folder / PANELS / panel.rates for panel in panels if panel.rates}
+    rates = {
+        name: best_rates(summarized([place])[1])
+        for name, place in passes.items()
+        if _has_students(place)
+    }
     try:
-        return write_recipe_report(folder, summaries)
+        return write_recipe_report(folder, summaries, rates)
     except OSError as error:
         raise CheckpointError(
             f"{str(folder)!r} must be a folder that can be written; got {error}"
         ) from None
+
+
+def _has_students(folder: Path) -> bool:
+    """Return whether a comparison holds records of a student."""
+    return any((folder / STUDENTS).glob(f"*/*/{RECORDS}"))
 
 
 def _write(

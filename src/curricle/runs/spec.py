@@ -339,6 +339,13 @@ class RunSpec:
                     f"'{path}.kind' must be {' or '.join(map(repr, suitable))} for the task "
                     f"{self.task.kind!r}; got {model.kind!r}"
                 )
+            reads_maps = getattr(self.task, "encoding", None) == "image"
+            if isinstance(model, MLPSpec) and reads_maps != (model.axes > 0):
+                raise SpecError(
+                    f"'{path}.axes' must be {'1 or 2' if reads_maps else '0'} for the data of the "
+                    f"task {self.task.kind!r}, which are {'maps' if reads_maps else 'vectors'}; "
+                    f"got {model.axes}"
+                )
             head = getattr(model, "head", None)
             if head is not None and head not in self.task.heads:
                 raise SpecError(

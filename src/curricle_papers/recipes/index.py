@@ -7,6 +7,7 @@ from curricle.errors import SpecError, near_names
 from curricle_papers.recipes import (
     ablations,
     learned_temperature,
+    methods,
     sparse_parity,
     text_and_grammars,
     theorems,
@@ -24,6 +25,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             ablations,
             warm_start,
             learned_temperature,
+            methods,
         )
         for recipe in module.RECIPES
     }

@@ -7,8 +7,9 @@ some steps, `small` gives the qualitative result on two CPU cores, `paper` is th
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, final, get_args
 
 from curricle.curriculum.durations import Duration
@@ -25,6 +26,33 @@ Measure = Callable[[Scale, Path], Iterable[Point]]
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstPass:
+    """Runs of a held-out seed that set the learning rate of each strategy and the number of seeds.
+
+    Every strategy is trained with every rate, and the rate with the best final metric is that of
+    its other runs. The panel has as many of its seeds as the seconds pay for, at the speed of the
+    first pass: a seed has runs of all strategies or of none, so the rule favors no strategy.
+    """
+
+    rates: tuple[float, ...]
+    """Learning rates that every strategy tries."""
+    seconds: float
+    """Seconds of training for all students of the panel, those of the first pass included."""
+    seed: int = 100
+    """Seed of the first pass; not among the panel's seeds."""
+
+    def __str__(self) -> str:
+        """Return the rule in a sentence."""
+        rates = ", ".join(f"{rate:g}" for rate in self.rates)
+        return (
+            f"The learning rate of each method is the best of {rates} by the final metric with "
+            f"seed {self.seed}; the seeds are as many as {self.seconds:,.0f} seconds of training "
+            f"pay for, the first pass included, and at least one, the same for all methods."
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """One panel of a figure: strategies and seeds on one task."""
 
@@ -34,6 +62,10 @@ class Comparison:
     """Where its numbers stand on the chart's horizontal axis; None takes the panel's name."""
     chart: Chart | None = None
     """How it is drawn, if otherwise than the recipe's other panels."""
+    first_pass: FirstPass | None = None
+    """Choice of learning rates and seeds; None takes those of the spec."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Reasons by strategy why it has no runs."""
 
 
 Panels = Callable[[Scale], Mapping[str, Comparison]]
@@ -67,12 +99,15 @@ class Recipe:
         costs = "; ".join(f"{scale}: {self.costs[scale]}" for scale in SCALES)
         return self.name, self.title, self.source, self.known, costs
 
-    def record(self, scale: Scale, line: str = "") -> RecipeRecord:
+    def record(
+        self, scale: Scale, line: str = "", *, left_out: Mapping[str, str] = MappingProxyType({})
+    ) -> RecipeRecord:
         """Return the record of this recipe for its folder.
 
         Args:
             scale: Size at which it is run.
             line: Command that runs it again.
+            left_out: Reasons by panel why it is not run.
         """
         return RecipeRecord(
             name=self.name,
@@ -81,12 +116,27 @@ class Recipe:
             source=self.source,
             known=self.known,
             panels=tuple(
-                Panel(name=name, x=comparison.x, chart=comparison.chart)
+                Panel(
+                    name=name,
+                    x=comparison.x,
+                    chart=comparison.chart,
+                    rates="" if comparison.first_pass is None else rates_name(name),
+                    methods=dict.fromkeys(comparison.spec.strategies, "")
+                    | dict(comparison.left_out),
+                    note=str(comparison.first_pass or ""),
+                )
                 for name, comparison in self.panels(scale).items()
+                if name not in left_out
             ),
+            left_out=dict(left_out),
             chart=self.chart,
             line=line,
         )
+
+
+def rates_name(panel: str) -> str:
+    """Return the name of the folder with a panel's first pass."""
+    return f"{panel}-rates"
 
 
 def checked_scale(scale: str) -> Scale:

@@ -118,8 +118,7 @@ def test_an_interrupted_recipe_is_gone_on_with_by_its_own_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_start", lambda *_: None)
-    monkeypatch.setattr(cli, "_teach", failing(KeyboardInterrupt()))
+    monkeypatch.setattr("curricle_papers.recipes.running.teach", failing(KeyboardInterrupt()))
     assert run(monkeypatch, "reproduce", "parity-mlp", "--scale", "smoke") == 130
     told = capsys.readouterr().err
     assert told.startswith("curricle: stopped; 'curricle reproduce parity-mlp --scale smoke' keeps")

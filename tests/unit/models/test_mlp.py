@@ -95,3 +95,19 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(
     sentence = r"the network of 'widths' with [\d,]+ parameters for 3 inputs must fit into memory"
     with pytest.raises(BindError, match=sentence):
         MLPSpec(widths=widths).build(num_inputs=3, num_classes=2, num_positions=1)
+
+
+def test_an_image_is_read_as_one_vector() -> None:
+    spec = MLPSpec(widths=(5,), axes=2)
+    with seeding.scoped(0, "test model"):
+        flat = spec.build(num_inputs=2, num_classes=3, num_positions=4)
+    with seeding.scoped(0, "test model"):
+        plain_model = MLP(2 * 4 * 4, (5,), 3)
+    image = drawn(7, 2, 4, 4)
+    torch.testing.assert_close(flat.module(pixel_values=image), plain_model(image.reshape(7, 32)))
+    assert flat.depth == 1
+
+
+def test_axes_of_vectors_stay_unwritten() -> None:
+    # Runs from before this field keep the digests of their teachers.
+    assert plain(MLPSpec(widths=(5,))) == {"kind": "mlp", "widths": [5]}

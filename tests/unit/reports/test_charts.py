@@ -1,4 +1,5 @@
 import math
+import struct
 from pathlib import Path
 from typing import Literal
 
@@ -173,6 +174,19 @@ def test_logarithmic_axes_are_told_in_plain_numbers(tmp_path: Path) -> None:
         assert f"<!-- {told} -->" in text
     # As matplotlib writes powers of ten.
     assert "mathdefault" not in text
+
+
+def test_more_than_four_panels_stand_in_rows(tmp_path: Path) -> None:
+    several = [
+        point for number in range(5) for point in points("a", {1.0: [0.5]}, panel=f"p{number}")
+    ]
+    png, svg = save_chart(Chart(kind="lines"), several, tmp_path / "rows")
+    row, _ = save_chart(Chart(kind="lines"), several[:4], tmp_path / "row")
+    # Width and height in the header of a PNG file.
+    sizes = [tuple(map(int, struct.unpack(">II", path.read_bytes()[16:24]))) for path in (png, row)]
+    (width, height), (row_width, row_height) = sizes
+    assert (width, height) == (row_width, 2 * row_height)
+    assert all(f"p{number}" in svg.read_text() for number in range(5))
 
 
 def test_names_stand_under_bars(tmp_path: Path) -> None:

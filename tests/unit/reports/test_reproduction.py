@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,30 @@ def test_a_recipe_that_measures_nothing_besides_has_no_table(tmp_path: Path) -> 
 def test_the_list_has_a_row_a_recipe() -> None:
     rows = [("a", "b", "c", "d", "e"), ("f", "g", "h", "i", "j")]
     assert recipe_table(rows).row_count == 2
+
+
+def test_a_panel_without_runs_is_left_out_of_the_report(folder: Path) -> None:
+    write_recipe(folder, record(Chart(kind="curves"), "one", "two"))
+    lines = write_recipe_report(folder, [summary(folder / "panels" / "one"), None])
+    assert [line.partition(":")[0] for line in lines] == ["one"]
+    assert set(json.loads((folder / "summary.json").read_text())["panels"]) == {"one"}
+    assert not (folder / "methods.md").exists()
+
+
+def test_methods_with_rates_have_tables_on_the_page_and_in_markdown(folder: Path) -> None:
+    panel = Panel(
+        name="one",
+        rates="one-rates",
+        methods={"extraction": "", "one_shot": "", "principal": "no <table>"},
+        note="The rule.",
+    )
+    base = record(Chart(kind="bars", of="final"))
+    write_recipe(folder, replace(base, panels=(panel,), left_out={"two": "no data"}))
+    numbers = summary(folder / "panels" / "one")
+    write_recipe_report(folder, [numbers], {"one": {"extraction": 0.125}})
+    page, tables = (folder / "report.html").read_text(), (folder / "methods.md").read_text()
+    for words in ("All methods", "rates and costs of one", "The rule.", "two: left out, no data"):
+        assert words in page
+    assert "no &lt;table&gt;" in page
+    assert "| extraction | 0.125 |" in tables
+    assert "two: left out, no data" in tables

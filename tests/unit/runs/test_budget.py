@@ -14,10 +14,12 @@ from curricle.curriculum.strategies import build
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import SpecError
 from curricle.models.mlp import MLP
+from curricle.records import Usage
 from curricle.runs import budget as budgets
 from curricle.runs.budget import AnyBudget, Budget, fitted, seconds_per_step
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.binding.starting import apply_start
 from curricle.training.loop.stepping import Stepper
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.placement import SingleDevice
@@ -272,3 +274,31 @@ def test_a_budget_pays_for_the_longest_stages() -> None:
     fixed = steps("100 steps", EXTRACTION), steps("100k flops", EXTRACTION)
     ruled = EXTRACTION | {"durations": [rule]}
     assert (steps("100 steps", ruled), steps("100k flops", ruled)) == fixed
+
+
+PRINCIPAL = {"kind": "one_shot", "init": {"kind": "principal"}}
+
+
+def test_a_budget_of_flops_pays_for_the_start() -> None:
+    curriculum, bound = parts(PRINCIPAL)
+    run = bound(curriculum(Duration(number=10)))
+    assert run.warm_start is not None
+    usage = apply_start(run.warm_start, Usage(), run.settings.placement)
+    start = usage.teacher_flops
+    assert start > 0
+    (paid,) = steps(f"{start + 10 * LOGITS_STEP} flops", PRINCIPAL)
+    (less,) = steps(f"{start + 10 * LOGITS_STEP - 1} flops", PRINCIPAL)
+    assert (paid, less) == (10, 9)
+
+
+def test_measuring_a_start_leaves_the_student_as_it_was() -> None:
+    curriculum, bound = parts(PRINCIPAL)
+    module = bound(curriculum(Duration(number=10))).student.module
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fitted(parse(AnyBudget, "1G flops"), curriculum, bound)
+    assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
+
+
+def test_a_budget_below_the_cost_of_the_start_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'budget' 10 flops must pay for the warm start; it costs"):
+        steps("10 flops", PRINCIPAL)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import CheckpointError, DivergenceError
-from curricle.records import EndRecord, Record
+from curricle.records import EndRecord, EvaluationRecord, Record, Usage
 from curricle.runs import pool
 from curricle.runs.folder import Origin, end_of, start
-from curricle.runs.pool import compare
+from curricle.runs.pool import RecordWatcher, compare, work_off
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import StudentRun, student_runs, teach
 
@@ -54,6 +55,31 @@ def test_classes_are_trained_and_told_of(make_spec: MakeSpec) -> None:
     told: list[tuple[StudentRun, Record]] = []
     compare(spec, jobs=1, watch=collect(told))
     assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
+
+
+def count_down(number: int, watch: RecordWatcher) -> None:
+    watch(f"job {number}", PROBE)
+
+
+def below(number: int) -> list[int]:
+    return [number - 1] if number else []
+
+
+PROBE = EvaluationRecord(stage="s", usage=Usage(), metrics={})
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.integration)])
+def test_jobs_that_follow_are_done_too(jobs: int) -> None:
+    told: list[str] = []
+    work_off(
+        [2, 0],
+        count_down,
+        jobs=jobs,
+        watch=lambda name, record: told.append(name),
+        again="x",
+        following=below,
+    )
+    assert sorted(told) == ["job 0", "job 0", "job 1", "job 2"]
 
 
 @pytest.mark.integration
@@ -96,8 +122,9 @@ class Pool:
     def __init__(self, *_: object, **__: object) -> None:
         self.submitted = 0
 
-    def submit(self, *_: object) -> None:
+    def submit(self, *_: object) -> Future[None]:
         self.submitted += 1
+        return Future()
 
     def shutdown(self, **_: object) -> None:
         assert self.submitted == 4

@@ -106,9 +106,16 @@ def _ignore(_: Record) -> None:
 class ProgressBar:
     """Shows one run as a bar, from its first record on: a run that is finished shows none."""
 
-    def __init__(self, progress: Progress, name: str) -> None:
-        """Name a bar of a set that is already shown."""
+    def __init__(self, progress: Progress, name: str, *, is_transient: bool = False) -> None:
+        """Name a bar of a set that is already shown.
+
+        Args:
+            progress: The set.
+            name: Name of the run.
+            is_transient: Whether the bar goes at the end of the run.
+        """
         self._progress, self._name = progress, visible(name)
+        self._is_transient = is_transient
         self._bar: TaskID | None = None
         self._num_steps = 0
         self._stage, self._loss, self._metric, self._end = "", "", "", ""
@@ -142,7 +149,12 @@ class ProgressBar:
             self._end = "goal reached"
             self._progress.update(self._bar, total=record.usage.steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
-        self._progress.update(self._bar, completed=record.usage.steps, note=visible(note))
+        self._progress.update(
+            self._bar,
+            completed=record.usage.steps,
+            note=visible(note),
+            visible=not (self._is_transient and isinstance(record, EndRecord)),
+        )
 
 
 @final
