@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from curricle.least_squares.calibrated import CalibratedModel, Understood
+from curricle.least_squares.flops import passes_of
 from curricle.least_squares.maps import LinearMap, Norm
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
 from curricle.least_squares.sublayer_targets import Encoding, Survey, encoding
@@ -56,10 +57,11 @@ def teacher_block(model: CalibratedModel, number: int) -> TeacherBlock:
         if module is not None
     ]
     calls = (calls[number] for calls in model.calls)
-    readings = [
-        read(model.blocks[number], call, state, paths)
-        for call, state in zip(calls, states, strict=True)
-    ]
+    with passes_of(model.module):
+        readings = [
+            read(model.blocks[number], call, state, paths)
+            for call, state in zip(calls, states, strict=True)
+        ]
     model.hand_on(reading.outputs[""] for reading in readings)
     return TeacherBlock(understood, states, readings)
 

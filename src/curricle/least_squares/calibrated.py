@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from curricle.colocation import beside
+from curricle.least_squares.flops import passes_of
 from curricle.least_squares.roles import PLACE, Roles, roles
 from curricle.least_squares.sublayers import Anatomy, BlockCall, Sublayer, anatomy
 from curricle.models.tapped import SEQUENCE_FIRST, Inputs, TappedModel
@@ -114,6 +115,7 @@ class CalibratedModel:
             if self._outputs and not runs_blocks:
                 # The arguments of a block do not depend on the state that it receives.
                 stack.enter_context(self._skipping(None))
+            stack.enter_context(passes_of(self.module))
             forward = stack.enter_context(self.model.open_taps([self.places[-1]], logits=False))
             forward(inputs)
         self._outputs = self._outputs or [_rebuilt(output) for output in outputs]
@@ -163,10 +165,11 @@ class CalibratedModel:
     def understood(self, number: int) -> Understood:
         """Return sublayers and roles of a block."""
         block, call, state = self.blocks[number], self.calls[0][number], self.states[0]
-        found = anatomy(block, call, state)
-        if found.reason:
-            return Understood(reason=found.reason)
-        return Understood(found.sublayers, self._roles_of(number, found))
+        with passes_of(self.module):
+            found = anatomy(block, call, state)
+            if found.reason:
+                return Understood(reason=found.reason)
+            return Understood(found.sublayers, self._roles_of(number, found))
 
     def _roles_of(self, number: int, found: Anatomy) -> tuple[Roles, ...]:
         # Blocks of a stack are alike: those with the same maps of the same sizes have these roles.
@@ -191,7 +194,7 @@ class CalibratedModel:
 
     def run(self, batch: int, number: int, state: Tensor) -> Tensor:
         """Return the output of a block for a state of a batch."""
-        with torch.no_grad():
+        with torch.no_grad(), passes_of(self.module):
             return self.calls[batch][number].run(self.blocks[number], state)
 
     def advance(self, number: int) -> None:

@@ -91,7 +91,8 @@ class _CrossEntropy:
         weight = affine.weight
         if self._has_bias:
             weight = torch.cat([weight, affine.bias[:, None]], dim=1)
-        return (weight @ self._root).to(self._scale) / self._scale
+        coordinates: Tensor = (weight @ self._root).to(self._scale) / self._scale
+        return coordinates
 
     def affine(self, coordinates: Tensor) -> Affine:
         """Return the map with some coordinates."""

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle.least_squares.calibrated import CalibratedModel
+from curricle.least_squares.flops import passes_of
 from curricle.least_squares.logit_fit import logit_map
 from curricle.least_squares.maps import LinearMap, Norm, linear_map, norm_of
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
@@ -234,7 +235,7 @@ def _logits(
     """Yield the rows that a student's map reads and the teacher's outputs, batch by batch."""
     for batch in pair.batches:
         received = _input(pair.student, batch, linear.path)
-        with torch.no_grad():
+        with torch.no_grad(), passes_of(pair.teacher.module):
             outputs = teacher_map.module(pair.readings[batch][teacher_map.path][0])
         yield (
             pair.student.rows_in_place(batch, received),
@@ -254,6 +255,7 @@ def _are_logits_of_tokens(pair: Pair, linear: LinearMap) -> bool:
         handle = linear.module.register_forward_hook(lambda *call: returned.append(call[2]))
         stack.callback(handle.remove)
         stack.enter_context(model.around_blocks(0))
+        stack.enter_context(passes_of(model.module))
         forward = stack.enter_context(model.model.open_taps((), logits=True))
         logits = forward(model.batches[0]).logits
     # Some models scale or bound what the map returns.
@@ -323,6 +325,7 @@ def _input(model: CalibratedModel, batch: int, path: str) -> Tensor:
     with ExitStack() as stack, torch.no_grad(), suppress(Stop):
         stack.callback(model.module.get_submodule(path).register_forward_pre_hook(record).remove)
         stack.enter_context(model.around_blocks(batch))
+        stack.enter_context(passes_of(model.module))
         forward = stack.enter_context(model.model.open_taps((), logits=True))
         forward(model.batches[batch])
     return received[0]
@@ -353,6 +356,7 @@ def _read(model: CalibratedModel, steps: Sequence[_Step]) -> Readings:
                 stack.callback(module.register_forward_pre_hook(end).remove)
             else:
                 stack.callback(module.register_forward_hook(record_at(step.path)).remove)
+        stack.enter_context(passes_of(model.module))
         forward = stack.enter_context(model.model.open_taps((), logits=True))
         for batch, inputs in enumerate(model.batches):
             readings.append({})
@@ -385,6 +389,7 @@ def _surroundings(model: CalibratedModel) -> _Surroundings:
             elif not _is_inside(path, model) and not any(module.children()):
                 stack.callback(module.register_forward_hook(record_at(path)).remove)
         stack.enter_context(model.around_blocks(0))
+        stack.enter_context(passes_of(model.module))
         forward = stack.enter_context(model.model.open_taps((), logits=True))
         forward(model.batches[0])
     before = tuple(step for number, step in calls if number == 0)
