@@ -294,16 +294,20 @@ def _turned(source_head: Head, survey: Survey, pairs: Tensor) -> tuple[Tensor, T
         # As they are, without a rotation of either.
         unit = torch.eye(2, dtype=torch.float64)[:, :, None]
         return unit, unit
-    moments = []
-    for columns in (source_head.queries, source_head.keys):
-        first, second = columns[pairs]
-        both = torch.cat([first, second])
-        real, mixed, _, imaginary = (
-            block for row in survey.columns[both][:, both].chunk(2) for block in row.chunk(2, dim=1)
-        )
-        moments.append(torch.complex(real + imaginary, mixed.mT - mixed))
-    query_map, key_map = _low_rank(*moments, 1)
+    query_map, key_map = _low_rank(
+        _complex_moment(survey, source_head.queries[pairs]),
+        _complex_moment(survey, source_head.keys[pairs]),
+        1,
+    )
     return _as_real(query_map[0]), _as_real(key_map[0])
+
+
+def _complex_moment(survey: Survey, pairs: Tensor) -> Tensor:
+    """Return the sum of z z* over rows, for pairs of columns z = x + iy."""
+    both = pairs.flatten()
+    rows = survey.columns[both][:, both].chunk(2)
+    (first, mixed), (_, second) = (row.chunk(2, dim=1) for row in rows)
+    return torch.complex(first + second, mixed.mT - mixed)
 
 
 def _as_real(factors: Tensor) -> Tensor:
