@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.fitting import CalibrationBatch, block_ends, fit, inspect
+from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
+from curricle.models.stacks import block_ends
 from curricle.models.wrapping import tapped
 from tests.unit.least_squares import families
 from tests.unit.least_squares.families import FAMILIES, model
