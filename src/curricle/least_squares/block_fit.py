@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from curricle.least_squares.calibrated import CalibratedModel, Understood
-from curricle.least_squares.maps import Norm
+from curricle.least_squares.flops import passes_of
+from curricle.least_squares.maps import LinearMap, Norm
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
 from curricle.least_squares.sublayer_targets import Encoding, Survey, encoding
 from curricle.least_squares.sublayers import Reading, Sublayer, read
@@ -56,11 +57,12 @@ def teacher_block(model: CalibratedModel, number: int) -> TeacherBlock:
         if module is not None
     ]
     calls = (calls[number] for calls in model.calls)
-    readings = [
-        read(model.blocks[number], call, state, paths)
-        for call, state in zip(calls, states, strict=True)
-    ]
-    model.states = [reading.outputs[""] for reading in readings]
+    with passes_of(model.module):
+        readings = [
+            read(model.blocks[number], call, state, paths)
+            for call, state in zip(calls, states, strict=True)
+        ]
+    model.hand_on(reading.outputs[""] for reading in readings)
     return TeacherBlock(understood, states, readings)
 
 
@@ -115,6 +117,23 @@ def _mismatch(student: Understood, teacher: Understood, member: int) -> str:
     return ""
 
 
+@torch.no_grad()
+def _computed(module: Norm | LinearMap, received: Tensor) -> Tensor:
+    """Return the output of a map or normalization."""
+    output: Tensor = module.module(received)
+    return output
+
+
+def _zeros(size: int) -> Tensor:
+    return torch.zeros(size, size, dtype=torch.float64)
+
+
+def _add_block(moments: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Add the moments among some columns of the rows."""
+    block = rows[:, columns]
+    moments[columns[:, None], columns] += block.mT @ block
+
+
 @final
 class BlockFit:
     """A block of the student, and the teacher's blocks that it stands for."""
@@ -132,7 +151,8 @@ class BlockFit:
         """Take a pair whose `obstacle` is empty.
 
         Args:
-            student: The student; its states are the inputs of the block.
+            student: The student; its states are the inputs of the block. The fit hands on those
+                behind it.
             number: Number of the block.
             teacher: The teacher.
             stream: Map from the teacher's states to the student's.
@@ -144,6 +164,8 @@ class BlockFit:
         self._sublayers, self._roles = understood.sublayers, understood.roles
         self._mismatches = mismatches(understood, [teacher.understood for teacher in teachers])
         self._surveys = [self._survey(block) for block in teachers]
+        self._states = list(student.states)
+        """The state that the next sublayers read, in each batch."""
 
     def fit(self) -> dict[str, str]:
         """Set the weights of the block.
@@ -155,6 +177,7 @@ class BlockFit:
         for stage in dict.fromkeys(stages):
             members = [index for index, number in enumerate(stages) if number == stage]
             self._fit_stage(members)
+        self._student.hand_on(self._states)
         return {
             self._sublayers[member].inputs[0].path: reason
             for member, reason in self._mismatches.items()
@@ -182,6 +205,7 @@ class BlockFit:
             end_norm = self._sublayers[member].end_norm
             if end_norm is not None:
                 self._fit_norm(end_norm, member, last, is_end=True)
+                self._states = [_computed(end_norm, state) for state in self._states]
 
     def _copy_inner_norms(self, member: int) -> None:
         teacher_norms = self._teachers[-1].sublayers[member].inner_norms
@@ -190,30 +214,39 @@ class BlockFit:
         ):
             norm.copy(teacher_norm)
 
-    def _student_reading(self, batch: int, paths: Sequence[str], stop_at: str = "") -> Reading:
-        model = self._student
-        call, state = model.calls[batch][self._number], model.states[batch]
-        return read(model.blocks[self._number], call, state, paths, stop_at=stop_at)
-
     def _batches(self) -> range:
         return range(len(self._student.states))
 
     def _survey(self, block: TeacherBlock) -> list[Survey]:
         """Return the second moments of each sublayer of a teacher's block."""
-        surveys = list[Survey]()
-        for batch in self._batches():
-            reading = block.readings[batch]
-            for number, sublayer in enumerate(block.sublayers):
-                columns = self._columns(sublayer, reading, batch)
-                columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
-                inputs = self._teacher.rows(batch, reading.inputs[sublayer.output.path])
-                moments = columns.mT @ columns, inputs.mT @ inputs
-                if batch:
-                    surveys[number].columns.add_(moments[0])
-                    surveys[number].inputs.add_(moments[1])
-                else:
-                    surveys.append(Survey(sublayer, block.understood.roles[number], *moments))
+        surveys = [
+            Survey(
+                sublayer, role, _zeros(sum(sublayer.widths) + 1), _zeros(sublayer.output.sizes[1])
+            )
+            for sublayer, role in zip(block.sublayers, block.understood.roles, strict=True)
+        ]
+        for survey in surveys:
+            for batch in self._batches():
+                self._add_to(survey, block.readings[batch], batch)
         return surveys
+
+    def _add_to(self, survey: Survey, reading: Reading, batch: int) -> None:
+        """Add the moments of a batch that targets depend on."""
+        inputs = self._teacher.rows(batch, reading.inputs[survey.sublayer.output.path])
+        if survey.roles.neurons is not None:
+            survey.inputs.add_(inputs.mT @ inputs)
+        if not survey.roles.heads:
+            return
+        columns = self._columns(survey.sublayer, reading, batch)
+        columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
+        last, sums = columns.shape[1] - 1, columns.sum(0)
+        survey.columns[last] += sums
+        survey.columns[:last, last] += sums[:last]
+        for group in {tuple(head.keys.tolist()): head.keys for head in survey.roles.heads}.values():
+            _add_block(survey.columns, columns, group)
+        for head in survey.roles.heads:
+            _add_block(survey.columns, columns, head.queries)
+            _add_block(survey.inputs, inputs, head.outputs)
 
     def _columns(self, sublayer: Sublayer, reading: Reading, batch: int) -> Tensor:
         rows = [
@@ -228,32 +261,36 @@ class BlockFit:
         # A teacher's sublayer may read its state as it is, as the first of ModernBERT does.
         path = sublayer.state_path if teacher_norm is None else teacher_norm.path
         for batch in self._batches():
-            received = self._student_reading(batch, [norm.path], norm.path).inputs[norm.path]
             reading = self._teachers[index].readings[batch]
             target = reading.inputs[path] if teacher_norm is None else reading.outputs[path]
             sums.add(
-                self._student.rows(batch, norm.plain(received)),
+                self._student.rows(batch, norm.plain(self._states[batch])),
                 self._teacher.rows(batch, target) @ self._stream.mT,
             )
         norm.set_gain(*sums.gain_and_shift(has_shift=norm.has_shift))
 
     def _fit_readers(self, member: int, code: Encoding) -> None:
         sublayer = self._sublayers[member]
-        sums = [Moments(has_bias=linear.has_bias) for linear in sublayer.inputs]
         teacher_sublayers = [teacher.sublayers[member] for teacher in self._teachers]
-        path = sublayer.inputs[0].path
+        sums = {
+            has_bias: Moments(has_bias=has_bias)
+            for has_bias in {linear.has_bias for linear in sublayer.inputs}
+        }
         for batch in self._batches():
-            reading = self._student_reading(batch, [path], path)
-            received = self._student.rows(batch, reading.inputs[path])
-            targets = torch.zeros(len(received), sum(sublayer.widths), dtype=torch.float64)
-            for teacher, matrix in zip(self._teachers, code.columns, strict=True):
-                columns = self._columns(teacher.sublayers[member], teacher.readings[batch], batch)
-                targets += columns @ matrix.mT
-            for moments, columns in zip(sums, targets.split(sublayer.widths, dim=1), strict=True):
-                moments.add(received, columns)
-        starts = accumulate(sublayer.widths, initial=0)
-        for linear, moments, start in zip(sublayer.inputs, sums, starts, strict=False):
+            state = self._states[batch]
+            read_state = state if sublayer.norm is None else _computed(sublayer.norm, state)
+            received = self._student.rows(batch, read_state)
+            # Targets are linear in all columns of the teacher, so that sums over these suffice.
+            columns = [
+                self._columns(teacher.sublayers[member], teacher.readings[batch], batch)
+                for teacher in self._teachers
+            ]
+            for moments in sums.values():
+                moments.add(received, torch.cat(columns, dim=1))
+        matrix, starts = torch.cat(code.columns, dim=1), accumulate(sublayer.widths, initial=0)
+        for linear, start in zip(sublayer.inputs, starts, strict=False):
             place = slice(start, start + linear.sizes[0])
+            moments = sums[linear.has_bias].mapped(matrix[place])
             solution = moments.solve(self._reader_prior(teacher_sublayers, code, place))
             drawn, is_set = linear.affine, code.is_set[place]
             linear.set(
@@ -278,18 +315,16 @@ class BlockFit:
 
     def _fit_writers(self, members: Sequence[int], fitted: dict[int, Encoding]) -> None:
         sublayers = [self._sublayers[member] for member in members]
-        paths, state_path = (
-            [sublayer.output.path for sublayer in sublayers],
-            sublayers[0].state_path,
-        )
-        sums = Moments(has_bias=sublayers[0].output.has_bias)
+        paths = [sublayer.output.path for sublayer in sublayers]
+        model, sums = self._student, Moments(has_bias=sublayers[0].output.has_bias)
+        block, readings = model.blocks[self._number], list[Reading]()
         # All maps of a stage write one sum; the last of them ends the pass.
-        for batch in self._batches():
-            reading = self._student_reading(batch, [*paths, state_path], paths[-1])
-            received = [self._student.rows(batch, reading.inputs[path]) for path in paths]
-            state = self._student.rows(batch, reading.inputs[state_path])
-            target = self._next_state(batch, members) @ self._stream.mT - state
-            sums.add(torch.cat(received, dim=1), target)
+        for batch, state in enumerate(model.states):
+            call = model.calls[batch][self._number]
+            readings.append(read(block, call, state, paths, stop_at=paths[-1]))
+            received = [model.rows(batch, readings[batch].inputs[path]) for path in paths]
+            target = self._next_state(batch, members) @ self._stream.mT
+            sums.add(torch.cat(received, dim=1), target - model.rows(batch, self._states[batch]))
         solution = sums.solve(self._writer_prior(members, fitted))
         sizes = [sublayer.output.sizes[1] for sublayer in sublayers]
         # A single bias stands for all.
@@ -298,6 +333,11 @@ class BlockFit:
             sublayers, solution.weight.split(sizes, dim=1), biases, strict=True
         ):
             sublayer.output.set(Affine(weight, bias))
+        for batch, reading in enumerate(readings):
+            for sublayer in sublayers:
+                change = _computed(sublayer.output, reading.inputs[sublayer.output.path])
+                state = self._states[batch]
+                self._states[batch] = state + change.reshape(state.shape)
 
     def _writer_prior(self, members: Sequence[int], fitted: dict[int, Encoding]) -> Affine:
         """Return the teacher's maps that write, as the student would have them."""

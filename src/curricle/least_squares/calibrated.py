@@ -7,8 +7,8 @@ Axes: example, position, row (a counted position), width.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from curricle.colocation import beside
+from curricle.least_squares.flops import passes_of
 from curricle.least_squares.roles import PLACE, Roles, roles
 from curricle.least_squares.sublayers import Anatomy, BlockCall, Sublayer, anatomy
 from curricle.models.tapped import SEQUENCE_FIRST, Inputs, TappedModel
@@ -63,6 +64,10 @@ class CalibratedModel:
         """Arguments of each block in each batch."""
         self.states: list[Tensor] = []
         """Input of the next block to fit, in each batch."""
+        self.num_passed = 0
+        """Number of blocks that the states have passed."""
+        self._outputs: list[Callable[[Tensor], object] | None] = []
+        """Output of each block as a function of its state; None if it holds more than that."""
         self.restart()
 
     @property
@@ -88,27 +93,57 @@ class CalibratedModel:
         passes = [self._pass(inputs) for inputs in self.batches]
         self.calls = [calls for calls, _ in passes]
         self.states = [state for _, state in passes]
+        self.num_passed = 0
 
-    def _pass(self, inputs: Inputs) -> tuple[list[BlockCall], Tensor]:
-        calls = list[tuple[BlockCall, Tensor]]()
+    def _pass(self, inputs: Inputs, *, runs_blocks: bool = False) -> tuple[list[BlockCall], Tensor]:
+        """Return the arguments of all blocks and the first block's input."""
+        calls, outputs = list[tuple[BlockCall, Tensor]](), list[object]()
 
         def before(_: nn.Module, args: tuple[object, ...], keywords: Mapping[str, object]) -> None:
-            if args and isinstance(args[0], Tensor):
-                calls.append((BlockCall(args[1:], dict(keywords)), args[0]))
-                return
-            for name, value in keywords.items():
-                if isinstance(value, Tensor):
-                    arguments = {key: keywords[key] for key in keywords if key != name}
-                    calls.append((BlockCall(args, arguments, name), value))
-                    return
+            found = _call(args, keywords)
+            if found is not None:
+                calls.append(found)
+
+        def after(_: nn.Module, __: object, output: object) -> None:
+            outputs.append(output)
 
         with ExitStack() as stack, torch.no_grad():
             for block in self.blocks:
                 handle = block.register_forward_pre_hook(before, with_kwargs=True)
                 stack.callback(handle.remove)
+                stack.callback(block.register_forward_hook(after).remove)
+            if self._outputs and not runs_blocks:
+                # The arguments of a block do not depend on the state that it receives.
+                stack.enter_context(self._skipping(None))
+            stack.enter_context(passes_of(self.module))
             forward = stack.enter_context(self.model.open_taps([self.places[-1]], logits=False))
             forward(inputs)
+        self._outputs = self._outputs or [_rebuilt(output) for output in outputs]
         return [call for call, _ in calls], calls[0][1]
+
+    @contextmanager
+    def around_blocks(self, batch: int) -> Iterator[None]:
+        """Let passes of a batch run what lies around the blocks.
+
+        States that have passed all blocks are handed to what lies behind them. Where the states
+        are within the stack, or the outputs of blocks hold more than them, the blocks run.
+        """
+        with ExitStack() as stack:
+            if self.num_passed in {0, len(self.blocks)}:
+                stack.enter_context(self._skipping(self.states[batch] if self.num_passed else None))
+            yield
+
+    @contextmanager
+    def _skipping(self, last: Tensor | None) -> Iterator[None]:
+        """Let blocks hand on what they receive, and the last of them a given state."""
+        with ExitStack() as stack:
+            if None not in self._outputs:
+                for block, rebuilt in zip(self.blocks, self._outputs, strict=False):
+                    state = last if block is self.blocks[-1] else None
+                    kept = block.__dict__.get("forward")
+                    block.forward = _passing_on(rebuilt, state)
+                    stack.callback(_restore, block, kept)
+            yield
 
     def rows(self, batch: int, tensor: Tensor) -> Float[Tensor, "row width"]:
         """Return the counted positions of a batch as rows, in float64 on the CPU.
@@ -117,19 +152,24 @@ class CalibratedModel:
             batch: Number of the batch.
             tensor: A tensor with the examples and positions of the states, or of other rows.
         """
+        return self.rows_in_place(batch, tensor).to("cpu", torch.float64)
+
+    def rows_in_place(self, batch: int, tensor: Tensor) -> Float[Tensor, "row width"]:
+        """Return the counted positions as rows, in the precision and on the device of a tensor."""
         leading, counted = self.states[batch].shape[:2], self._counted[batch]
         rows = tensor.reshape(-1, tensor.shape[-1])
         if counted is not None and len(rows) == leading.numel():
             rows = rows[beside(counted.flatten(), rows)]
-        return rows.to("cpu", torch.float64)
+        return rows
 
     def understood(self, number: int) -> Understood:
         """Return sublayers and roles of a block."""
         block, call, state = self.blocks[number], self.calls[0][number], self.states[0]
-        found = anatomy(block, call, state)
-        if found.reason:
-            return Understood(reason=found.reason)
-        return Understood(found.sublayers, self._roles_of(number, found))
+        with passes_of(self.module):
+            found = anatomy(block, call, state)
+            if found.reason:
+                return Understood(reason=found.reason)
+            return Understood(found.sublayers, self._roles_of(number, found))
 
     def _roles_of(self, number: int, found: Anatomy) -> tuple[Roles, ...]:
         # Blocks of a stack are alike: those with the same maps of the same sizes have these roles.
@@ -141,7 +181,7 @@ class CalibratedModel:
         if key not in self._roles:
             block, (calls, state) = (
                 self.blocks[number],
-                self._pass(_example(self.batches[0], self._counted[0])),
+                self._pass(_example(self.batches[0], self._counted[0]), runs_blocks=True),
             )
             call = calls[number]
             if any(weight.dtype != torch.float32 for weight in block.parameters()):
@@ -154,12 +194,59 @@ class CalibratedModel:
 
     def run(self, batch: int, number: int, state: Tensor) -> Tensor:
         """Return the output of a block for a state of a batch."""
-        with torch.no_grad():
+        with torch.no_grad(), passes_of(self.module):
             return self.calls[batch][number].run(self.blocks[number], state)
 
     def advance(self, number: int) -> None:
         """Replace the states by the outputs of a block."""
-        self.states = [self.run(batch, number, state) for batch, state in enumerate(self.states)]
+        self.hand_on(self.run(batch, number, state) for batch, state in enumerate(self.states))
+
+    def hand_on(self, states: Iterable[Tensor]) -> None:
+        """Replace the states by those behind the next block."""
+        self.states = list(states)
+        self.num_passed += 1
+
+
+def _call(
+    args: tuple[object, ...], keywords: Mapping[str, object]
+) -> tuple[BlockCall, Tensor] | None:
+    """Return the arguments of a block apart from its state, and the state; None without one."""
+    if args and isinstance(args[0], Tensor):
+        return BlockCall(args[1:], dict(keywords)), args[0]
+    for name, value in keywords.items():
+        if isinstance(value, Tensor):
+            others = {key: keywords[key] for key in keywords if key != name}
+            return BlockCall(args, others, name), value
+    return None
+
+
+def _rebuilt(output: object) -> Callable[[Tensor], object] | None:
+    """Return a block's output as a function of its state; None if it holds other tensors."""
+    if isinstance(output, Tensor):
+        return lambda state: state
+    if type(output) is tuple and not any(isinstance(entry, Tensor) for entry in output[1:]):
+        rest = output[1:]
+        return lambda state: (state, *rest)
+    return None
+
+
+def _passing_on(
+    rebuilt: Callable[[Tensor], object] | None, state: Tensor | None
+) -> Callable[..., object]:
+    """Return a block's `forward` that returns a given state, or the one that it receives."""
+
+    def forward(*args: object, **keywords: object) -> object:
+        found = _call(args, keywords)
+        assert rebuilt is not None and found is not None  # noqa: S101, PT018 - blocks were run
+        return rebuilt(found[1] if state is None else state)
+
+    return forward
+
+
+def _restore(block: nn.Module, forward: object) -> None:
+    del block.forward
+    if forward is not None:
+        block.__dict__["forward"] = forward
 
 
 def _example(inputs: Inputs, counted: Bool[Tensor, "example position"] | None) -> Inputs:

@@ -26,6 +26,9 @@ from curricle.models.restoring import modes_kept
 from curricle.models.stacks import block_ends
 from curricle.models.tapped import Inputs, TappedModel
 
+ROWS_PER_CHANNEL = 12
+"""Rows that the map of the stream is computed from, for each of the teacher's channels."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -157,6 +160,7 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
     reason = obstacle(understood, [teacher.understood for teacher in teachers])
     if reason:
         unfitted = [f"{name!r}: {reason}"]
+        student_model.advance(number)
     else:
         fit_of_block = BlockFit(
             student_model,
@@ -167,7 +171,6 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
             teachers=teachers,
         )
         unfitted = [f"'{name}.{path}': {reason}" for path, reason in fit_of_block.fit().items()]
-    student_model.advance(number)
     return unfitted
 
 
@@ -183,13 +186,19 @@ def _understood(model: CalibratedModel, blocks: range) -> list[Understood]:
 def _moments(model: CalibratedModel, depths: Sequence[int]) -> list[Tensor]:
     """Return the second moments of a model's states after some of its blocks."""
     first_states, moments = model.states, []
+    rows_needed = ROWS_PER_CHANNEL * model.width
+    number, count = 0, 0
+    while count < rows_needed and number < len(first_states):
+        count += len(model.rows(number, first_states[number]))
+        number += 1
+    model.states = first_states[:number]
     for depth in range(len(model.blocks) + 1):
         if depth:
             model.advance(depth - 1)
         if depth in depths:
             rows = [model.rows(batch, state) for batch, state in enumerate(model.states)]
             moments.append(torch.stack([states.mT @ states for states in rows]).sum(0))
-    model.states = first_states
+    model.states, model.num_passed = first_states, 0
     return moments
 
 

@@ -53,6 +53,13 @@ class Moments:
         self._inputs += gram
         self._products += products
 
+    def mapped(self, matrix: Float[Tensor, "mapped output"]) -> "Moments":
+        """Return the moments with a linear map of the targets as targets."""
+        mapped = Moments(has_bias=self._has_bias)
+        assert self._products is not None  # noqa: S101 - after rows were added
+        mapped._inputs, mapped._products = self._inputs, self._products @ matrix.mT
+        return mapped
+
     def solve(self, prior: Affine) -> Affine:
         """Return the map with the least squared error plus ridge times the distance to a prior.
 

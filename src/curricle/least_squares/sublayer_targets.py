@@ -3,23 +3,30 @@
 A student with fewer or narrower heads, or fewer neurons, computes a share of what its teacher does:
 
 - heads are chosen by the energy of what they write into the student's stream;
-- queries and keys of a head: with rotation, the pairs of columns whose frequencies the student has,
-  otherwise the product of least error of the student's rank;
+- queries and keys of a head: the product of least error of the student's rank; with rotation, for
+  each frequency of the student the product of rank one of the teacher's pairs of columns with the
+  nearest frequencies;
 - values of a head: the directions that write most;
-- neurons are chosen by the energy of what they write.
+- neurons are chosen one at a time, each the one whose output, with those chosen before, leaves the
+  least squared error of what all neurons write (orthogonal matching pursuit).
 
-Axes: column (of the maps that read), input (of the map that writes).
+Axes: column (of the maps that read), input (of the map that writes), pair (of rotating columns).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from curricle.least_squares.roles import Head, Roles
 from curricle.least_squares.sublayers import Sublayer
+
+PURSUIT_FLOOR = 1e-9
+"""Remaining moment, relative to the mean, below which a neuron follows from those chosen."""
 
 
 @final
@@ -30,9 +37,11 @@ class Survey:
     sublayer: Sublayer
     roles: Roles
     columns: Tensor
-    """Of the outputs of the maps that read, with a 1 as last column."""
+    """Of the outputs of the maps that read, with a 1 as last column; of a head's queries and of its
+    keys only, the rest is 0."""
     inputs: Tensor
-    """Of the input of the map that writes."""
+    """Of the input of the map that writes; of columns of one head, or of all neurons, the rest is
+    0."""
 
 
 @final
@@ -86,15 +95,17 @@ def _neurons(
 ) -> Encoding:
     neurons = student.neurons
     assert neurons is not None  # noqa: S101 - of this kind
-    energies, places = [], []
-    for number, survey in enumerate(surveys):
-        written = _written(survey, stream).square().sum(0)
-        energies.append(survey.inputs.diagonal() * written)
-        places += [(number, neuron) for neuron in range(len(written))]
-    energy = torch.cat(energies)
-    size = min(len(neurons.activated), len(energy))
+    written = torch.cat([_written(survey, stream) for survey in surveys], dim=1)
+    # Neurons of several sublayers are taken as independent.
+    moment = torch.block_diag(*(survey.inputs for survey in surveys))
+    places = [
+        (number, neuron)
+        for number, survey in enumerate(surveys)
+        for neuron in range(len(survey.inputs))
+    ]
+    size = min(len(neurons.activated), len(moment))
     # In the teacher's order, so that a student of the same size is its teacher.
-    chosen = energy.topk(size).indices.sort().values.tolist()
+    chosen = sorted(pursued(moment, written, size))
     columns, inputs = _empty(sublayer, surveys)
     is_set = torch.zeros(sum(sublayer.widths), dtype=torch.bool)
     for neuron, index in enumerate(chosen):
@@ -108,6 +119,43 @@ def _neurons(
             is_set[neurons.multiplied[neuron]] = True
         inputs[number][source, neuron] = 1
     return Encoding(tuple(columns), tuple(inputs), is_set)
+
+
+def pursued(
+    moment: Float[Tensor, "neuron neuron"], written: Float[Tensor, "width neuron"], size: int
+) -> list[int]:
+    """Return neurons chosen by orthogonal matching pursuit.
+
+    Each is the neuron that lowers the squared error most of the best linear map from the chosen
+    neurons to what all of them write. One step eliminates it from both moments, as a step of a
+    pivoted Cholesky decomposition does.
+
+    Args:
+        moment: Second moments of the neurons.
+        written: What each neuron writes.
+        size: Number of neurons to choose.
+
+    Source:
+        Y. Pati, R. Rezaiifar, P. Krishnaprasad, "Orthogonal matching pursuit", 1993; here on the
+        moments of the data, with all neurons' sum as target.
+    """
+    sizes, shares = moment.diagonal().clone(), written @ moment
+    smallest = PURSUIT_FLOOR * sizes.mean().clamp_min(1e-30)
+    factors = moment.new_zeros(len(moment), size)
+    chosen, is_free = list[int](), torch.ones(len(moment), dtype=torch.bool)
+    for step in range(size):
+        gains = torch.where(sizes > smallest, shares.square().sum(0) / sizes, 0.0)
+        best = int(torch.where(is_free, gains, -1.0).argmax())
+        chosen.append(best)
+        is_free[best] = False
+        if sizes[best] <= smallest:
+            continue
+        # The moments of the best neuron that do not follow from those chosen before.
+        column = (moment[:, best] - factors @ factors[best]) / sizes[best].sqrt()
+        shares -= torch.outer(shares[:, best] / sizes[best].sqrt(), column)
+        factors[:, step] = column
+        sizes -= column.square()
+    return chosen
 
 
 @final
@@ -199,13 +247,16 @@ def _product(head: Head, source_head: Head, survey: Survey) -> tuple[Tensor, Ten
     factor = (source_head.scale / head.scale) ** 0.5
     queries = torch.zeros(size, width, dtype=torch.float64)
     keys = torch.zeros(size, width, dtype=torch.float64)
-    rotary, source_rotary = _pairs(head), _pairs(source_head)
-    number = min(len(rotary), len(source_rotary))
-    for pair in range(number):
-        source = round(pair * len(source_rotary) / len(rotary)) if len(rotary) else 0
-        for column, source_column in zip(rotary[pair], source_rotary[source], strict=True):
-            queries[column, source_column] = factor
-            keys[column, source_column] = factor
+    rotary, groups = _pairs(head), defaultdict[int, list[tuple[int, int]]](list)
+    source_rotary = _pairs(source_head)
+    for number, pair in enumerate(source_rotary if rotary else ()):
+        groups[_nearest(number, len(source_rotary), len(rotary))].append(pair)
+    for number, group in groups.items():
+        rows, source_columns = torch.tensor(rotary[number]), torch.tensor(group).mT
+        for matrix, turned in zip(
+            (queries, keys), _turned(source_head, survey, source_columns), strict=True
+        ):
+            matrix[rows[:, None, None], source_columns] = factor * turned
     plain_columns = torch.arange(head.num_rotary, size)
     source_columns = torch.arange(source_head.num_rotary, width)
     if len(plain_columns) and len(source_columns):
@@ -222,6 +273,62 @@ def _product(head: Head, source_head: Head, survey: Survey) -> tuple[Tensor, Ten
             queries[plain_columns[:, None], source_columns] = factor * query_map
             keys[plain_columns[:, None], source_columns] = factor * key_map
     return queries, keys
+
+
+def _turned(source_head: Head, survey: Survey, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return maps of several pairs of columns of queries and keys to one pair.
+
+    A pair (x, y) is the complex number x + iy, which a rotation multiplies. So a map that commutes
+    with rotations is linear in complex numbers, and the best product of rank one is that of a
+    singular value decomposition. The pairs are taken to turn alike.
+
+    Args:
+        source_head: The teacher's head.
+        survey: Moments of its columns.
+        pairs: First and second columns of the pairs.
+
+    Returns:
+        Maps with the axes: column of the pair, column of the source's pair, pair.
+    """
+    if pairs.shape[1] == 1:
+        # As they are, without a rotation of either.
+        unit = torch.eye(2, dtype=torch.float64)[:, :, None]
+        return unit, unit
+    query_map, key_map = _low_rank(
+        _complex_moment(survey, source_head.queries[pairs]),
+        _complex_moment(survey, source_head.keys[pairs]),
+        1,
+    )
+    return _as_real(query_map[0]), _as_real(key_map[0])
+
+
+def _complex_moment(survey: Survey, pairs: Tensor) -> Tensor:
+    """Return the sum of z z* over rows, for pairs of columns z = x + iy."""
+    both = pairs.flatten()
+    rows = survey.columns[both][:, both].chunk(2)
+    (first, mixed), (_, second) = (row.chunk(2, dim=1) for row in rows)
+    return torch.complex(first + second, mixed.mT - mixed)
+
+
+def _as_real(factors: Tensor) -> Tensor:
+    """Return complex factors as products of pairs of numbers."""
+    real, imaginary = factors.real, factors.imag
+    return torch.stack(
+        [torch.stack([real, -imaginary]), torch.stack([imaginary, real])],
+    )
+
+
+def _nearest(number: int, count: int, target_count: int) -> int:
+    """Return the pair of as many as `target_count` whose frequency is nearest, the higher of two.
+
+    Args:
+        number: Number of a pair, from the highest frequency.
+        count: Number of pairs of its head.
+        target_count: Number of pairs of the other head.
+    """
+    # Frequencies of both fall in equal ratios over one range.
+    nearest = -(-(2 * number * target_count - count) // (2 * count))
+    return min(nearest, target_count - 1)
 
 
 def _pairs(head: Head) -> list[tuple[int, int]]:
@@ -248,7 +355,7 @@ def _low_rank(queries: Tensor, keys: Tensor, rank: int) -> tuple[Tensor, Tensor]
     root_k, inverse_k = _roots(keys)
     query_directions, sizes, key_directions = torch.linalg.svd(root_q @ root_k)
     root = sizes[:rank].sqrt()[:, None]
-    return root * (query_directions[:, :rank].mT @ inverse_q), root * (
+    return root * (query_directions[:, :rank].mH @ inverse_q), root * (
         key_directions[:rank] @ inverse_k
     )
 
@@ -258,4 +365,4 @@ def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(1e-8 * values.max().clamp_min(1e-30))
     root = values.sqrt()
-    return vectors * root @ vectors.mT, vectors / root @ vectors.mT
+    return vectors * root @ vectors.mH, vectors / root @ vectors.mH

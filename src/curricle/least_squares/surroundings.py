@@ -5,7 +5,8 @@ student's, which covers tables of tokens and positions, patches of images and cl
 them, modules are paired by the order of their calls:
 
 - a map to outputs of both models, such as the logits, is fitted through its input: the teacher's
-  weights times the least-squares map from the student's input to the teacher's;
+  weights times the least-squares map from the student's input to the teacher's; where the outputs
+  are logits of tokens, `logit_fit` goes on from there;
 - a map into neurons, such as that of a pooler, is fitted to those neurons of the teacher that the
   next map reads most;
 - a map whose activation a normalization follows, before a table of tokens as output, is fitted to
@@ -15,7 +16,7 @@ them, modules are paired by the order of their calls:
 Axes: row, width.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import final
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from curricle.least_squares.calibrated import CalibratedModel
+from curricle.least_squares.flops import passes_of
+from curricle.least_squares.logit_fit import logit_map
 from curricle.least_squares.maps import LinearMap, Norm, linear_map, norm_of
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
 from curricle.least_squares.sublayers import Stop
@@ -219,8 +222,44 @@ def _fit_outputs(pair: Pair, linear: LinearMap, teacher_map: LinearMap) -> str:
         start = pair.stream.mT.clone()
     inner = moments.solve(Affine(start, torch.zeros(sizes[0], dtype=torch.float64)))
     affine = teacher_map.affine
-    linear.set(Affine(affine.weight @ inner.weight, affine.bias + affine.weight @ inner.bias))
+    solution = Affine(affine.weight @ inner.weight, affine.bias + affine.weight @ inner.bias)
+    if _are_logits_of_tokens(pair, teacher_map):
+        solution = logit_map(solution, _logits(pair, linear, teacher_map), has_bias=linear.has_bias)
+    linear.set(solution)
     return ""
+
+
+def _logits(
+    pair: Pair, linear: LinearMap, teacher_map: LinearMap
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows that a student's map reads and the teacher's outputs, batch by batch."""
+    for batch in pair.batches:
+        received = _input(pair.student, batch, linear.path)
+        with torch.no_grad(), passes_of(pair.teacher.module):
+            outputs = teacher_map.module(pair.readings[batch][teacher_map.path][0])
+        yield (
+            pair.student.rows_in_place(batch, received),
+            pair.teacher.rows_in_place(batch, outputs),
+        )
+
+
+def _are_logits_of_tokens(pair: Pair, linear: LinearMap) -> bool:
+    """Return whether the outputs of a teacher's map are its logits, one for each of its tokens."""
+    model, returned = pair.teacher, list[Tensor]()
+    if not any(
+        isinstance(module, nn.Embedding) and module.num_embeddings == linear.sizes[0]
+        for module in model.module.modules()
+    ):
+        return False
+    with ExitStack() as stack, torch.no_grad():
+        handle = linear.module.register_forward_hook(lambda *call: returned.append(call[2]))
+        stack.callback(handle.remove)
+        stack.enter_context(model.around_blocks(0))
+        stack.enter_context(passes_of(model.module))
+        forward = stack.enter_context(model.model.open_taps((), logits=True))
+        logits = forward(model.batches[0]).logits
+    # Some models scale or bound what the map returns.
+    return logits is not None and torch.equal(logits.flatten(), returned[0].flatten())
 
 
 def _fit_neurons(pair: Pair, linear: LinearMap, teacher_map: LinearMap, reader: LinearMap) -> str:
@@ -285,6 +324,8 @@ def _input(model: CalibratedModel, batch: int, path: str) -> Tensor:
 
     with ExitStack() as stack, torch.no_grad(), suppress(Stop):
         stack.callback(model.module.get_submodule(path).register_forward_pre_hook(record).remove)
+        stack.enter_context(model.around_blocks(batch))
+        stack.enter_context(passes_of(model.module))
         forward = stack.enter_context(model.model.open_taps((), logits=True))
         forward(model.batches[batch])
     return received[0]
@@ -300,18 +341,27 @@ def _read(model: CalibratedModel, steps: Sequence[_Step]) -> Readings:
 
     def record_at(path: str) -> Callable[..., None]:
         def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            readings[-1][path] = args[0], None if path == left_out else output
+            readings[-1][path] = args[0], output
 
         return record
+
+    def end(module: nn.Module, args: tuple[Tensor, ...]) -> None:  # noqa: ARG001 - a hook's
+        readings[-1][left_out] = args[0], None
+        raise Stop
 
     with ExitStack() as stack, torch.no_grad():
         for step in steps:
             module = model.module.get_submodule(step.path)
-            stack.callback(module.register_forward_hook(record_at(step.path)).remove)
+            if step.path == left_out:
+                stack.callback(module.register_forward_pre_hook(end).remove)
+            else:
+                stack.callback(module.register_forward_hook(record_at(step.path)).remove)
+        stack.enter_context(passes_of(model.module))
         forward = stack.enter_context(model.model.open_taps((), logits=True))
-        for inputs in model.batches:
+        for batch, inputs in enumerate(model.batches):
             readings.append({})
-            forward(inputs)
+            with model.around_blocks(batch), suppress(Stop):
+                forward(inputs)
     return readings
 
 
@@ -338,6 +388,8 @@ def _surroundings(model: CalibratedModel) -> _Surroundings:
                 stack.callback(module.register_forward_hook(count).remove)
             elif not _is_inside(path, model) and not any(module.children()):
                 stack.callback(module.register_forward_hook(record_at(path)).remove)
+        stack.enter_context(model.around_blocks(0))
+        stack.enter_context(passes_of(model.module))
         forward = stack.enter_context(model.model.open_taps((), logits=True))
         forward(model.batches[0])
     before = tuple(step for number, step in calls if number == 0)

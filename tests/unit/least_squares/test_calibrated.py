@@ -47,3 +47,36 @@ def test_blocks_that_share_weights_are_an_obstacle() -> None:
     taps = tapped(transformers.AlbertForMaskedLM(config).eval())
     calibrated = CalibratedModel(taps, [inputs("bert", 0)], [None])
     assert calibrated.obstacle == "its blocks share their weights"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "vit"])
+def test_passes_around_the_blocks_give_the_logits_without_running_them(family: str) -> None:
+    module, batch = model(family), inputs(family, 0)
+    taps = tapped(module)
+    calibrated = CalibratedModel(taps, [batch], [None])
+    for number in range(len(calibrated.blocks)):
+        calibrated.advance(number)
+    expected = families.logits(module, batch)
+    calls = list[str]()
+    block = calibrated.blocks[0]
+    kept = block.forward
+    inner = next(child for child in block.modules() if not any(child.children()))
+    handle = inner.register_forward_hook(lambda *_: calls.append(""))
+    with calibrated.around_blocks(0):
+        actual = families.logits(module, batch)
+    handle.remove()
+    assert torch.equal(actual, expected)
+    assert calls == []
+    # The blocks are whole again.
+    assert block.forward == kept
+    assert torch.equal(families.logits(module, batch), expected)
+
+
+def test_arguments_of_further_batches_need_no_run_of_the_blocks() -> None:
+    module = model("llama")
+    taps, calls = tapped(module), list[str]()
+    module.get_submodule("model.layers.0.mlp").register_forward_hook(lambda *_: calls.append(""))
+    batches = [inputs("llama", seed) for seed in range(3)]
+    calibrated = CalibratedModel(taps, batches, [None] * 3)
+    calibrated.restart()
+    assert len(calls) == 1

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.least_squares.fitting import CalibrationBatch, block_ends, fit, inspect
+from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
+from curricle.models.stacks import block_ends
 from curricle.models.wrapping import tapped
 from tests.unit.least_squares import families
 from tests.unit.least_squares.families import FAMILIES, model
@@ -132,6 +133,42 @@ def test_modes_are_those_from_before() -> None:
     fit(tapped(student), tapped(teacher), calibration("bert", 1))
     assert student.training
     assert not teacher.training
+
+
+def test_blocks_run_a_fixed_number_of_times_for_each_batch() -> None:
+    counts: dict[int, dict[str, int]] = {}
+    for number in (30, 40):
+        count = counts[number] = {"student": 0, "teacher": 0}
+        models = {
+            "teacher": model("llama"),
+            "student": model("llama", seed=1, hidden_size=8, intermediate_size=16),
+        }
+
+        def counting(role: str, count: dict[str, int]) -> Any:
+            def add(*_: object) -> None:
+                count[role] += 1
+
+            return add
+
+        for role, network in models.items():
+            attention = network.get_submodule("model.layers.0.self_attn.q_proj")
+            attention.register_forward_hook(counting(role, count))
+        fit(tapped(models["student"]), tapped(models["teacher"]), calibration("llama", number))
+    growth = {role: (counts[40][role] - counts[30][role]) / 10 for role in ("student", "teacher")}
+    # A student's maps that read run until the map that writes: after attention, after neurons.
+    assert growth == {"student": 2, "teacher": 1}
+
+
+def test_inputs_that_depend_on_each_other_are_no_obstacle() -> None:
+    teacher, student = model("llama"), model("llama", seed=1, hidden_size=8, intermediate_size=16)
+    # Two equal channels everywhere, and one that is always zero.
+    with torch.no_grad():
+        table = teacher.get_parameter("model.embed_tokens.weight")
+        table[:, 1], table[:, 2] = table[:, 0], 0
+    one_token = {"input_ids": torch.full((8, families.LENGTH), 7)}
+    batches = [CalibrationBatch(student=one_token, teacher=one_token)]
+    assert fit(tapped(student), tapped(teacher), batches) == ()
+    assert all(bool(weight.isfinite().all()) for weight in student.parameters())
 
 
 class Opaque(nn.Module):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curricle.least_squares.maps import LinearMap
 from curricle.least_squares.roles import Head, Neurons, Roles
-from curricle.least_squares.sublayer_targets import Survey, encoding
+from curricle.least_squares.sublayer_targets import Survey, encoding, pursued
 from curricle.least_squares.sublayers import Sublayer
 from tests.parts import drawn
 
@@ -85,16 +87,43 @@ def test_narrow_queries_and_keys_have_the_product_of_least_error() -> None:
     assert error <= 1.001 * best
 
 
-def test_rotating_columns_keep_their_frequencies() -> None:
+def test_rotating_pairs_of_near_frequencies_make_the_product_of_least_error() -> None:
     sublayer, role = attention(1, 8, num_rotary=8)
-    teacher = survey(sublayer, role, drawn(ROWS, 24, seed=5), drawn(ROWS, 8, seed=6))
+    columns = drawn(ROWS, 24, seed=5)
+    teacher = survey(sublayer, role, columns, drawn(ROWS, 8, seed=6))
     small, small_role = attention(1, 4, seed=9, num_rotary=4)
     code = encoding(small_role, small, [teacher], torch.eye(WIDTH).double())
-    # Pairs (0, 2) and (1, 3) of the student; (0, 4) and (2, 6) of the teacher's four.
-    factor = (8**-0.5 / 4**-0.5) ** 0.5
-    expected = torch.zeros(4, 8).double()
-    expected[[0, 1, 2, 3], [0, 2, 4, 6]] = factor
-    torch.testing.assert_close(code.columns[0][:4, :8], expected)
+    # A pair is a complex number, which a rotation multiplies: columns j and j + 4 of the teacher's,
+    # j and j + 2 of the student's. The teacher's pairs 0 and 1 make the student's 0, 2 and 3 its 1.
+    rows = columns.double()
+    targets = rows @ code.columns[0].mT
+    for number in (0, 1):
+        sources = torch.tensor([2 * number, 2 * number + 1])
+        queries, keys = (
+            torch.complex(rows[:, first + sources], rows[:, first + sources + 4])
+            for first in (0, 8)
+        )
+        query, key = (
+            torch.complex(targets[:, first + number], targets[:, first + number + 2])
+            for first in (0, 4)
+        )
+        exact = 8**-0.5 * queries @ keys.mH
+        error = (4**-0.5 * torch.outer(query, key.conj()) - exact).abs().square().sum()
+        least = torch.linalg.svdvals(exact)[1:].square().sum()
+        assert least < 0.999 * exact.abs().square().sum()
+        assert error <= 1.001 * least
+
+
+def test_a_rotating_pair_alone_is_taken_as_it_is() -> None:
+    sublayer, role = attention(1, 4, num_rotary=4)
+    teacher = survey(sublayer, role, drawn(ROWS, 12, seed=5), drawn(ROWS, 4, seed=6))
+    large, large_role = attention(1, 8, seed=9, num_rotary=8)
+    code = encoding(large_role, large, [teacher], torch.eye(WIDTH).double())
+    # Of the student's four frequencies the first and third are those of the teacher.
+    factor = (4**-0.5 / 8**-0.5) ** 0.5
+    expected = torch.zeros(8, 4).double()
+    expected[[0, 2, 4, 6], [0, 1, 2, 3]] = factor
+    torch.testing.assert_close(code.columns[0][:8, :4], expected)
 
 
 def test_narrow_values_keep_the_directions_that_write_most() -> None:
@@ -134,6 +163,35 @@ def test_the_neurons_that_write_most_are_chosen(has_gates: bool) -> None:
     assert torch.equal(code.inputs[0], expected.mT)
     if has_gates:
         assert torch.equal(code.columns[0][2:, size:], expected)
+
+
+def test_a_neuron_that_follows_from_chosen_ones_is_not_chosen() -> None:
+    rows = drawn(ROWS, 4, seed=3).double() * torch.tensor([3.0, 1.0, 1.0, 0.5]).double()
+    # Both carry most, and one is a multiple of the other.
+    rows[:, 1] = 0.9 * rows[:, 0]
+    first, second = pursued(rows.mT @ rows, torch.eye(4).double(), 2)
+    assert first in {0, 1}
+    assert second == 2
+
+
+@given(seed=st.integers(0, 2**16), size=st.integers(1, 6))
+def test_each_neuron_pursued_leaves_the_least_error(seed: int, size: int) -> None:
+    rows, written = drawn(40, 6, seed=seed).double(), drawn(3, 6, seed=seed + 1).double()
+    target = rows @ written.mT
+
+    def error(neurons: list[int]) -> float:
+        inputs = rows[:, neurons]
+        solution = torch.linalg.lstsq(inputs, target).solution
+        return float((inputs @ solution - target).square().sum())
+
+    chosen = pursued(rows.mT @ rows, written, size)
+    for number in range(size):
+        errors = [
+            error([*chosen[:number], neuron])
+            for neuron in range(6)
+            if neuron not in chosen[:number]
+        ]
+        assert error(chosen[: number + 1]) <= min(errors) + 1e-9 * float(target.square().sum())
 
 
 def test_columns_beyond_those_of_the_teacher_have_no_target() -> None:

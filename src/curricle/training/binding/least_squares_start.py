@@ -14,6 +14,7 @@ from curricle.curriculum.initialization import START, LeastSquaresStart
 from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
+from curricle.least_squares.flops import FitFlops, planned_flops
 from curricle.models.peft_adapters import is_tuned
 from curricle.models.stacks import block_ends
 from curricle.models.tapped import TappedModel
@@ -37,6 +38,8 @@ class BoundLeastSquares:
     """Blocks and sublayers that stay as drawn, with the reasons."""
     widths: tuple[int, int]
     """Widths of the states of student and teacher."""
+    flops: tuple[int, int] = (0, 0)
+    """FLOPs of the fit, of student and teacher, estimated."""
 
     @property
     def plan(self) -> StagePlan:
@@ -57,8 +60,8 @@ class BoundLeastSquares:
             projection=f"principal {self.widths[0]}x{self.widths[1]}",
             widths=f"{self.widths[0]} <- {self.widths[1]}",
             steps=0,
-            student_flops=0,
-            teacher_flops=0,
+            student_flops=self.flops[0],
+            teacher_flops=self.flops[1],
             trained_parameters=sum(weight.numel() for weight in trained),
             memory_bytes=0,
         )
@@ -72,16 +75,22 @@ class BoundLeastSquares:
         """Set the student's weights.
 
         Returns:
-            The examples that were read.
+            The examples that were read, and the FLOPs.
         """
         number, stream = self.declared.batches, self.stream
         batches = [_calibration(stream, self.placement, step) for step in range(number)]
-        unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
+        with FitFlops(self.teacher.module) as flops:
+            unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
         for entry in unfitted:
             # Embeddings and heads are known after the fit only; blocks are among the notes.
             if entry not in self.unfitted:
                 LOGGER.warning("curricle: 'init' has left as drawn %s", entry)
-        return Usage(examples=number * stream.batch_size, tokens=number * stream.tokens_per_batch)
+        return Usage(
+            examples=number * stream.batch_size,
+            tokens=number * stream.tokens_per_batch,
+            student_flops=flops.student,
+            teacher_flops=flops.teacher,
+        )
 
 
 def bind_least_squares(
@@ -125,9 +134,8 @@ def bind_least_squares(
             f"'blocks' of 'init' must be at most the {student.depth} blocks of the student; got "
             f"{start.blocks}"
         )
-    widths, blocks, sublayers = inspect(
-        student, teacher, _calibration(stream, placement, 0), num_blocks=start.blocks
-    )
+    batch = _calibration(stream, placement, 0)
+    widths, blocks, sublayers = inspect(student, teacher, batch, num_blocks=start.blocks)
     if widths[0] > widths[1]:
         raise BindError(
             f"'init' by least squares needs a student no wider than its teacher; got widths "
@@ -146,6 +154,7 @@ def bind_least_squares(
         placement=placement,
         unfitted=(*blocks, *sublayers),
         widths=widths,
+        flops=planned_flops(student, teacher, (batch.student, batch.teacher), start.batches),
     )
 
 

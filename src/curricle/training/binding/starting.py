@@ -68,7 +68,10 @@ def apply_start(start: "BoundStart | None", usage: Usage, placement: Placement) 
     begins, meter = placement.now(), Meter()
     with meter.running():
         read = start.apply()
-    return replace(read, teacher_flops=meter.flops, seconds=placement.now() - begins)
+    if not read.teacher_flops:
+        # Nothing but the teacher has run, unless the start counts by itself.
+        read = replace(read, teacher_flops=meter.flops)
+    return replace(read, seconds=placement.now() - begins)
 
 
 def start_notes(start: "BoundStart | None") -> tuple[str, ...]:
