@@ -182,7 +182,11 @@ def _plan(student: Chain, teacher: Chain) -> ChainPlan:
             if norm.path not in fitted:
                 unfitted[norm.path] = reason or "the teacher has no such normalization"
     return ChainPlan(
-        tuple(pairs), tuple(f"{path!r}: {reason}" for path, reason in unfitted.items())
+        tuple(pairs),
+        tuple(
+            f"{repr(path) if path else 'the model itself'}: {reason}"
+            for path, reason in unfitted.items()
+        ),
     )
 
 
