@@ -1,10 +1,11 @@
 """Quality of a student before and after training, by its start.
 
 A decoder (Llama, 4 x 48) learns next tokens of WikiText-2 from a teacher (Llama, 4 x 128) in one
-shot, from a random start, from the principal components of the teacher's embeddings, and from all
-blocks fitted by least squares; extraction stands beside them. All students read the same batches;
-printed are held-out cross-entropy in nats a token and accuracy, before the first step and at
-evaluations, with the FLOPs by then, those of the start included. One thread.
+shot, from a random start, from the principal components or the strongest channels of the teacher's
+embeddings, and from all blocks fitted by least squares; extraction stands beside them. All
+students read the same batches; printed are held-out cross-entropy in nats a token and accuracy,
+before the first step and at evaluations, with the FLOPs by then, those of the start included. One
+thread.
 Run: python benchmarks/least_squares.py CORPUS [--steps N] [--seeds N] [--quick]
 CORPUS is a folder with train and valid files; without it, the text shipped with the package is
 read. The teacher is kept in the folder `--teacher`, if given, for a second call.
@@ -26,7 +27,7 @@ from curricle.records import EvaluationRecord, Record
 
 TOKENS, WINDOW, BATCH, EVALUATED, EVALUATIONS = 1024, 128, 8, 40, 12
 RATES = {"teacher": 3e-3, "student": 6e-3}
-METHODS = ("random", "principal", "least_squares", "extraction")
+METHODS = ("random", "principal", "selection", "least_squares", "extraction")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
+    from curricle.curriculum.initialization import SelectionStart as SelectionStart
     from curricle.curriculum.layer_pairs import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
@@ -87,7 +88,12 @@ else:
             "curriculum.durations": ("Duration", "UntilMetric", "UntilPlateau"),
             "curriculum.hidden_layers": ("hidden_first", "joint"),
             "curriculum.layer_pairs": ("evenly_spaced_pairs",),
-            "curriculum.initialization": ("LeastSquaresStart", "PrincipalStart", "RandomStart"),
+            "curriculum.initialization": (
+                "LeastSquaresStart",
+                "PrincipalStart",
+                "RandomStart",
+                "SelectionStart",
+            ),
             "curriculum.stages": ("Curriculum", "Stage"),
             "curriculum.strategies": (
                 "extraction",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
+    from curricle.curriculum.initialization import SelectionStart as SelectionStart
     from curricle.curriculum.layer_pairs import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.loss_transitions import Transition as Transition
     from curricle.curriculum.loss_transitions import find_transition as find_transition
@@ -30,7 +31,12 @@ else:
             "durations": ("Duration", "UntilMetric", "UntilPlateau"),
             "hidden_layers": ("hidden_first", "joint"),
             "layer_pairs": ("evenly_spaced_pairs",),
-            "initialization": ("LeastSquaresStart", "PrincipalStart", "RandomStart"),
+            "initialization": (
+                "LeastSquaresStart",
+                "PrincipalStart",
+                "RandomStart",
+                "SelectionStart",
+            ),
             "stages": ("Curriculum", "Stage"),
             "strategies": (
                 "extraction",

@@ -3,22 +3,28 @@
 A *warm start* sets weights of the student in closed form, before the first step. `random` and
 `principal` map the finished teacher's embeddings to the student's: by the shared projection of the
 layers, so that the student's initial states are in the coordinates of its first targets, or by the
-map with the least reconstruction error of the teacher's token table. `least_squares` fits all
-blocks, embeddings and the head; `guide` is its form with the first block alone.
-`training.binding.starting` binds them to the models.
+map with the least reconstruction error of the teacher's token table. `selection` takes the channels
+of the teacher's states with the most energy. `least_squares` fits all blocks, embeddings and the
+head; `guide` is its form with the first block alone. `training.binding.starting` binds them to the
+models.
 
 Axes: row, teacher_width, student_width.
 
 Design: a start is a frozen value beside the stages, without duration, and only returns a map.
 
+References:
+    [RED] arXiv 2605.29327, which starts the width-reducing projections of Low-Rank Clone
+        (arXiv 2505.12781) as a selection of channels by activations.
+
 Source:
-    None; ours.
+    None; ours, but for `selection`.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
+import torch
 from jaxtyping import Float
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -27,6 +33,7 @@ from curricle.errors import BindError, SpecError
 from curricle.objectives.logits import is_none
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Orthogonal, Sign
+from curricle.objectives.selected_channels import largest_channels
 from curricle.values import value
 
 MOST_BATCHES = 10_000
@@ -108,6 +115,60 @@ class PrincipalStart:
 
 @final
 @value
+class SelectionStart:
+    """Start from the channels of the teacher's embeddings whose activations have most energy.
+
+    Source:
+        [RED]. Deviation: the selection sets embeddings, as those of the other starts do, and no
+        projections of weights; channels are chosen by their mean square at all depths, each depth
+        weighed alike.
+    """
+
+    kind: Literal["selection"] = "selection"
+    batches: int = Field(gt=0, le=MOST_BATCHES, default=4)
+    """Batches of the training data on which the teacher's activations are read; their examples and
+    FLOPs count as usage of the run. Of an `MLP` the batches of its fit are read in their place."""
+
+    def map(
+        self,
+        *,
+        seed: int,  # noqa: ARG002 - all kinds share one signature
+        student_width: int,
+        teacher_width: int,
+    ) -> Map:
+        """Return a function from activations to the map.
+
+        Args:
+            seed: Seed of the run; not used.
+            student_width: Number of rows of the map.
+            teacher_width: Number of its columns.
+
+        Raises:
+            BindError: If the student is wider than the teacher.
+        """
+        if student_width > teacher_width:
+            raise BindError(
+                f"'init' by selection needs a student no wider than its teacher; got widths "
+                f"{student_width} and {teacher_width}"
+            )
+        return partial(_selection_map, student_width=student_width)
+
+    @property
+    def law(self) -> str:
+        """Return the law of the map in words."""
+        return self.kind
+
+
+def _selection_map(
+    rows: Float[Tensor, "row teacher_width"], student_width: int
+) -> Float[Tensor, "student_width teacher_width"]:
+    """Return the map onto the channels with the largest sum of squares, in their order."""
+    energies = rows.detach().to("cpu", torch.float64).square().sum(0)
+    return torch.eye(len(energies))[list(largest_channels(energies, student_width))]
+
+
+@final
+@value
 class LeastSquaresStart:
     """Fit the embeddings, every block and the head to the teacher's by linear least squares.
 
@@ -135,18 +196,19 @@ class LeastSquaresStart:
     output is the teacher's with these directions."""
 
 
-WarmStart = Annotated[RandomStart | PrincipalStart | LeastSquaresStart, Field(discriminator="kind")]
+MappedStart = RandomStart | PrincipalStart | SelectionStart
+"""Starts that map the teacher's embeddings to the student's."""
+Start = MappedStart | LeastSquaresStart
+WarmStart = Annotated[Start, Field(discriminator="kind")]
 """Field type of a warm start, selected by `kind`."""
-KINDS: Mapping[str, Callable[[], "Start"]] = {
+KINDS: Mapping[str, Callable[[], Start]] = {
     "random": RandomStart,
     "principal": PrincipalStart,
+    "selection": SelectionStart,
     "least_squares": LeastSquaresStart,
     "guide": partial(LeastSquaresStart, blocks=1),
 }
 """Warm starts by name."""
-
-
-Start = RandomStart | PrincipalStart | LeastSquaresStart
 
 
 def warm_start(start: Start | str | None) -> Start | None:

@@ -98,6 +98,12 @@ class ChannelMoments:
         self._sums = [total + new for total, new in zip(totals, sums, strict=True)]
         self._count += len(x)
 
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of each channel of the inputs."""
+        x, _, xx, _ = (total / self._count for total in self._sums)
+        return x, (xx - x.square()).clamp_min(0)
+
     def gain_and_shift(self, *, has_shift: bool) -> tuple[Tensor, Tensor]:
         """Return gain and shift of each channel with the least squared error."""
         x, y, xx, xy = (total / self._count for total in self._sums)

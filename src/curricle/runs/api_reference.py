@@ -98,6 +98,7 @@ INTERNAL: Mapping[str, frozenset[str]] = types.MappingProxyType(
         "MatchMargins": frozenset({"check_groups"}),
         "PrincipalStart": frozenset({"law", "map"}),
         "RandomStart": frozenset({"law", "map"}),
+        "SelectionStart": frozenset({"law", "map"}),
         "StoredTeacher": frozenset(
             {"check", "check_precision", "placeholders", "serving", "teaching"}
         ),

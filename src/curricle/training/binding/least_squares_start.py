@@ -1,18 +1,21 @@
 """Warm start by least squares, bound to models and data.
 
 Binding runs both models on the first batch and notes what cannot be fitted; applying the start
-reads the calibration batches and sets the weights. Memory: for all calibration batches the states
-of both models at one depth and what the teacher's blocks of one pair compute, and squares of the
-widths.
+reads the calibration batches and sets the weights. Where no block can be fitted, as in networks
+without a stream of states, the start is that of `least_squares.chain_fit`. Memory: for all
+calibration batches the states of both models at one depth and what the teacher's blocks of one pair
+compute, and squares of the widths; of a chain, squares of the numbers of columns alone.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from curricle.curriculum.initialization import START, LeastSquaresStart
 from curricle.data.streams import Stream
 from curricle.errors import BindError
+from curricle.least_squares.chain_fit import ChainPlan, fit_chain, inspect_chain
 from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
 from curricle.least_squares.flops import FitFlops, planned_flops
 from curricle.models.peft_adapters import is_tuned
@@ -40,31 +43,43 @@ class BoundLeastSquares:
     """Widths of the states of student and teacher."""
     flops: tuple[int, int] = (0, 0)
     """FLOPs of the fit, of student and teacher, estimated."""
+    chain: ChainPlan | None = None
+    """Fit of a network without a stream of states, in place of that of its blocks."""
 
     @property
     def plan(self) -> StagePlan:
         """Return the start as a stage of no steps."""
-        student, teacher = self.student.depth, self.teacher.depth
-        ends = block_ends(student, teacher)[: self.declared.blocks]
-        pairs = (f"{number} <- {end}" for number, end in enumerate(ends, start=1))
-        later = tuple(
-            f"{self.student.place(number).path}." for number in range(len(ends) + 1, student + 1)
-        )
-        named = self.student.module.named_parameters()
-        trained = (weight for name, weight in named if not name.startswith(later))
+        if self.chain is None:
+            ends = block_ends(self.student.depth, self.teacher.depth)[: self.declared.blocks]
+            pairs = [(number, end) for number, end in enumerate(ends, start=1)]
+            name, law, widths = "block", "principal", [self.widths]
+        else:
+            pairs, widths, name, law = self.chain.numbers, self.chain.widths, "map", "selection"
         return StagePlan(
             name=START,
             teacher="final",
-            taps=", ".join(pairs),
-            objective="least squares, block by block",
-            projection=f"principal {self.widths[0]}x{self.widths[1]}",
-            widths=f"{self.widths[0]} <- {self.widths[1]}",
+            taps=", ".join(f"{number} <- {end}" for number, end in pairs),
+            objective=f"least squares, {name} by {name}",
+            projection=", ".join(
+                f"{law} {width}x{teacher_width}" for width, teacher_width in widths
+            ),
+            widths=", ".join(f"{width} <- {teacher_width}" for width, teacher_width in widths),
             steps=0,
             student_flops=self.flops[0],
             teacher_flops=self.flops[1],
-            trained_parameters=sum(weight.numel() for weight in trained),
+            trained_parameters=self._num_trained,
             memory_bytes=0,
         )
+
+    @property
+    def _num_trained(self) -> int:
+        fitted = self.student.depth if self.declared.blocks is None else self.declared.blocks
+        later = tuple(
+            f"{self.student.place(number).path}."
+            for number in range(fitted + 1, self.student.depth + 1)
+        )
+        named = self.student.module.named_parameters()
+        return sum(weight.numel() for name, weight in named if not name.startswith(later))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -80,7 +95,10 @@ class BoundLeastSquares:
         number, stream = self.declared.batches, self.stream
         batches = [_calibration(stream, self.placement, step) for step in range(number)]
         with FitFlops(self.teacher.module) as flops:
-            unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
+            if self.chain is None:
+                unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
+            else:
+                unfitted = fit_chain(self.student, self.teacher, batches)
         for entry in unfitted:
             # Embeddings and heads are known after the fit only; blocks are among the notes.
             if entry not in self.unfitted:
@@ -111,16 +129,12 @@ def bind_least_squares(
         placement: Placement of the models.
 
     Raises:
-        BindError: If no block can be fitted, the student is wider or deeper than its teacher, one
-            of them has adapters or frozen weights, or both read different tokens.
+        BindError: If neither blocks nor maps can be fitted, as where the student is wider or deeper
+            than its teacher, one of them has adapters or frozen weights, or both read different
+            tokens.
     """
     for role, model in (("student", student), ("teacher", teacher)):
         _check_model(role, model)
-    if student.depth > teacher.depth:
-        raise BindError(
-            f"'init' by least squares needs a student no deeper than its teacher; got "
-            f"{student.depth} and {teacher.depth} blocks"
-        )
     frozen = [
         name for name, weight in student.module.named_parameters() if not weight.requires_grad
     ]
@@ -135,35 +149,70 @@ def bind_least_squares(
             f"{start.blocks}"
         )
     batch = _calibration(stream, placement, 0)
-    widths, blocks, sublayers = inspect(student, teacher, batch, num_blocks=start.blocks)
-    if widths[0] > widths[1]:
-        raise BindError(
-            f"'init' by least squares needs a student no wider than its teacher; got widths "
-            f"{widths[0]} and {widths[1]}"
-        )
-    if len(blocks) == (start.blocks or student.depth):
-        raise BindError(
-            f"'init' by least squares can fit no block of {type(student.module).__name__}: "
-            f"{blocks[0]}; 'principal' sets the embeddings alone"
-        )
+    reason, widths, unfitted = _obstacle(student, teacher), (0, 0), tuple[str, ...]()
+    if not reason:
+        widths, blocks, sublayers = inspect(student, teacher, batch, num_blocks=start.blocks)
+        unfitted = (*blocks, *sublayers)
+        number = start.blocks or student.depth
+        reason = _obstacle_of_fit(student, widths, blocks, number)
+    chain = None
+    if reason:
+        # One stream of states is no chain: between its ends there are skip connections alone. And
+        # a chain has no blocks, whose number may be given.
+        is_chain = not (student.is_residual or teacher.is_residual or start.blocks)
+        chain = inspect_chain(student, teacher, batch) if is_chain else None
+        if chain is not None and chain.pairs and not chain.is_fit:
+            reason = (
+                f"can fit no map of {type(student.module).__name__} but the last: "
+                f"{chain.unfitted[0] if chain.unfitted else 'it has no other'}"
+            )
+        if chain is None or not chain.is_fit:
+            raise BindError(f"'init' by least squares {reason}")
+        unfitted = chain.unfitted
     return BoundLeastSquares(
         declared=start,
         student=student,
         teacher=teacher,
         stream=stream,
         placement=placement,
-        unfitted=(*blocks, *sublayers),
+        unfitted=unfitted,
         widths=widths,
         flops=planned_flops(student, teacher, (batch.student, batch.teacher), start.batches),
+        chain=chain,
     )
 
 
-def _check_model(role: str, model: TappedModel) -> None:
-    if not model.depth:
-        raise BindError(
-            f"'init' by least squares needs a {role} with numbered blocks; "
-            f"curricle.tapped(model, blocks=[...]) names them"
+def _obstacle(student: TappedModel, teacher: TappedModel) -> str:
+    """Return the reason why blocks cannot be fitted, before a pass; empty if there is none."""
+    for role, model in (("student", student), ("teacher", teacher)):
+        if not model.depth:
+            return (
+                f"needs a {role} with numbered blocks, or a chain of maps without skip "
+                f"connections; curricle.tapped(model, blocks=[...]) names blocks"
+            )
+    if student.depth > teacher.depth:
+        return (
+            f"needs a student no deeper than its teacher; got {student.depth} and "
+            f"{teacher.depth} blocks"
         )
+    return ""
+
+
+def _obstacle_of_fit(
+    student: TappedModel, widths: tuple[int, int], unfitted: Sequence[str], num_blocks: int
+) -> str:
+    """Return the reason why no block can be fitted, as a pass shows it; empty if there is none."""
+    if widths[0] > widths[1]:
+        return f"needs a student no wider than its teacher; got widths {widths[0]} and {widths[1]}"
+    if len(unfitted) == num_blocks:
+        return (
+            f"can fit no block of {type(student.module).__name__}: {unfitted[0]}; "
+            f"'principal' sets the embeddings alone"
+        )
+    return ""
+
+
+def _check_model(role: str, model: TappedModel) -> None:
     for path, module in model.module.named_modules():
         if is_tuned(module):
             raise BindError(

@@ -6,6 +6,7 @@ Binding finds the weights that a `curriculum.initialization` value reaches and c
 - Language models: the token table, tables of positions and the like that the teacher has with as
   many rows, the bias of the output, and its weight unless that is the token table. Everything
   else, layer normalizations included, stays as it was drawn. Rows are mapped one by one, r -> A r.
+  The map of `selection` is made for activations of the teacher on batches of the stream.
 - `MLP`: the first linear map becomes the least-squares fit of A h to the inputs, where h is the
   teacher's first hidden layer, over the first `BATCHES` batches of the stream.
 - `least_squares`, see `least_squares_start`: all blocks.
@@ -31,8 +32,8 @@ from curricle.curriculum.initialization import (
     START,
     LeastSquaresStart,
     Map,
-    PrincipalStart,
-    RandomStart,
+    MappedStart,
+    SelectionStart,
     WarmStart,
 )
 from curricle.data.streams import Stream
@@ -43,6 +44,7 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.base import require
 from curricle.records import StagePlan, Usage
 from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.channel_energies import ChannelEnergies
 from curricle.training.binding.least_squares_start import BoundLeastSquares, bind_least_squares
 from curricle.training.setup.costs import Meter
 from curricle.training.setup.placement import Placement
@@ -108,7 +110,12 @@ def bind_start(
         return bind_least_squares(start, student, network, stream=stream, placement=placement)
     if isinstance(student.module, MLP) and isinstance(network.module, MLP):
         return _bind_map(start, student.module, network, network.module, stream=stream, seed=seed)
-    return _bind_tables(start, student.module, network.module, seed=seed)
+    energies = None
+    if isinstance(start, SelectionStart):
+        energies = ChannelEnergies(
+            teacher=network, stream=stream, placement=placement, batches=start.batches
+        )
+    return _bind_tables(start, student.module, network.module, seed=seed, energies=energies)
 
 
 @final
@@ -131,10 +138,12 @@ class _Setting:
 class _TableStart:
     """Embeddings set from embeddings."""
 
-    declared: RandomStart | PrincipalStart
+    declared: MappedStart
     map: Map
     settings: Sequence[_Setting]
     """The token table first: the map is made for its rows."""
+    energies: ChannelEnergies | None
+    """Calibration that the map is made for in place of the token table."""
 
     @property
     def plan(self) -> StagePlan:
@@ -152,18 +161,25 @@ class _TableStart:
         tokens = self.settings[0].source
         # One map for all tables: a model adds up their rows, and only under one linear map is the
         # sum of mapped rows the mapped sum.
-        matrix = beside(self.map(tokens), tokens)
+        energies = self.energies
+        rows = tokens if energies is None else energies.roots(tokens.shape[1])
+        matrix = beside(self.map(rows), tokens)
         for setting in self.settings:
             # A teacher in bfloat16 is mapped in the map's precision, so that rounding comes once,
             # at the end.
             rows = setting.source.to(matrix.dtype)
             # In place: a tied output and the optimizer hold this very parameter.
             setting.target.copy_(rows @ matrix.mT if setting.is_mapped else rows)
-        return Usage()
+        return Usage() if energies is None else energies.usage
 
 
 def _bind_tables(
-    start: RandomStart | PrincipalStart, student: nn.Module, teacher: nn.Module, *, seed: int
+    start: MappedStart,
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    seed: int,
+    energies: ChannelEnergies | None,
 ) -> "BoundStart":
     """Return a start of language models, bound.
 
@@ -209,7 +225,7 @@ def _bind_tables(
         student_width=student_tables.tokens.embedding_dim,
         teacher_width=teacher_tables.tokens.embedding_dim,
     )
-    return _TableStart(declared=start, map=linear, settings=settings)
+    return _TableStart(declared=start, map=linear, settings=settings, energies=energies)
 
 
 def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
@@ -240,7 +256,7 @@ def _setting(label: str, target: Tensor, source: Tensor, *, is_mapped: bool = Tr
 class _MapStart:
     """A first linear map fitted to the projection of the teacher's first layer."""
 
-    declared: RandomStart | PrincipalStart
+    declared: MappedStart
     map: Map
     linear: nn.Linear
     teacher: TappedModel
@@ -294,7 +310,7 @@ def _concatenated(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
 
 
 def _bind_map(
-    start: RandomStart | PrincipalStart,
+    start: MappedStart,
     student: MLP,
     teacher: TappedModel,
     network: MLP,
@@ -335,7 +351,7 @@ def _first(network: MLP) -> nn.Linear:
 
 
 def _start_plan(
-    start: RandomStart | PrincipalStart,
+    start: MappedStart,
     *,
     taps: str,
     objective: str,

@@ -20,6 +20,7 @@ from curricle.training.binding.starting import bind_start
 from tests.parts import Listed
 from tests.unit.least_squares import families
 from tests.unit.least_squares.families import TOKENS, model
+from tests.unit.least_squares.networks import EDGE, convolutional, images, perceptron, vectors
 
 pytest.importorskip("transformers")
 FINAL_NORM = "model.norm.weight"
@@ -198,3 +199,81 @@ def test_guide_sets_embeddings_output_and_first_block_alone() -> None:
 def test_more_blocks_than_the_student_has_are_refused() -> None:
     with pytest.raises(BindError, match="'blocks' of 'init' must be at most the 2 blocks"):
         run(student(), curricle.LeastSquaresStart(blocks=3))
+
+
+# --- networks without a stream of states ----------------------------------------------------------
+
+
+def taught(network: Any, teacher: Any, batches: Sequence[torch.Tensor], *, number: int = 12) -> Any:
+    """Return a run of two steps, by the first of which nothing has changed."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [
+        curricle.Batch(inputs=batch, labels=torch.randint(3, (len(batch),), generator=generator))
+        for batch in batches
+    ]
+    records: list[Record] = []
+    result = curricle.distill(
+        network,
+        teacher,
+        curricle.one_shot(total="2 steps", init=curricle.LeastSquaresStart(batches=number)),
+        Listed(*examples),
+        evaluation=examples[:2],
+        metric="kl",
+        optimizer=curricle.SGD(learning_rate=1e-9),
+        settings=curricle.TrainingSettings(eval_every=1),
+        observers=[records.append],
+    )
+    return result, records
+
+
+def test_a_perceptron_starts_from_its_teacher() -> None:
+    with curricle.seeding.scoped(0, "perceptrons"):
+        teacher, network = (curricle.MLP(8, widths, 3) for widths in ((12, 6), (12, 6)))
+    result, records = taught(network, teacher, [vectors(seed) for seed in range(3)], number=2)
+    assert first_kl(records) < 1e-8
+    assert result.notes == ()
+    opening = next(one for one in records if isinstance(one, RunRecord))
+    plan = opening.stages[0]
+    assert plan.taps == "1 <- 1, 2 <- 2, 3 <- 3"
+    assert plan.objective == "least squares, map by map"
+    assert plan.projection == "selection 12x12, selection 6x6, selection 3x3"
+    assert plan.widths == "12 <- 12, 6 <- 6, 3 <- 3"
+    assert result.usage.examples == 2 * 16 + 2 * 16
+
+
+def test_a_network_of_ones_own_without_blocks_starts_from_its_teacher() -> None:
+    _, records = taught(
+        convolutional(5, 4, seed=1), convolutional(5, 4), [images(seed) for seed in range(3)]
+    )
+    # A step in training mode has moved the statistics.
+    assert first_kl(records) < 1e-4
+
+
+def test_what_a_chain_leaves_as_drawn_is_a_note() -> None:
+    result, _ = taught(perceptron(4, 9, seed=1), perceptron(8, 8), [vectors(0), vectors(1)])
+    assert "'init' leaves as drawn '2': it has 9 outputs, the teacher's 8" in result.notes
+
+
+def test_a_student_without_a_map_of_its_teachers_is_refused() -> None:
+    teacher = nn.Sequential(nn.Flatten(), perceptron(20, num_inputs=2 * EDGE**2)).eval()
+    with pytest.raises(
+        BindError,
+        match=r"'init' by least squares can fit no map of Sequential but the last: '0': the "
+        r"teacher has no map for it whose outputs have the same places",
+    ):
+        taught(convolutional(4, seed=1), teacher, [images(0), images(1)])
+
+
+def test_a_network_without_blocks_and_links_is_refused() -> None:
+    class Opaque(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8, 3))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs @ self.weight
+
+    with pytest.raises(
+        BindError, match=r"needs a student with numbered blocks, or a chain of maps"
+    ):
+        taught(Opaque(), perceptron(8), [vectors(0), vectors(1)])

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 import tests.parts
 from curricle import seeding
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.initialization import PrincipalStart, RandomStart
+from curricle.curriculum.initialization import (
+    MappedStart,
+    PrincipalStart,
+    RandomStart,
+    SelectionStart,
+)
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
@@ -90,7 +95,7 @@ def weights(model: TappedModel) -> dict[str, Tensor]:
 
 
 def started(
-    start: RandomStart | PrincipalStart,
+    start: MappedStart,
     student: TappedModel,
     teacher: TappedModel,
     *,
@@ -268,6 +273,110 @@ def test_a_student_wider_than_its_teacher_has_no_principal_start() -> None:
         started(PrincipalStart(), language("bert", TEACHER), language("bert", STUDENT))
 
 
+# --- channels chosen by activations ---------------------------------------------------------------
+
+
+def hand_made_selection(teacher: TappedModel, num_batches: int) -> Tensor:
+    """Return the channels with most energy: shares at each depth, summed over depths."""
+    places = [teacher.place(tap) for tap in range(3)]
+    energies = torch.zeros(3, TEACHER)
+    with torch.no_grad(), teacher.open_taps(places, logits=False) as forward:
+        for step in range(num_batches):
+            hidden = forward(strings().batch(step).inputs).hidden
+            energies += torch.stack([hidden[place].square().sum((0, 1)) for place in places])
+    shares = (energies / energies.sum(1, keepdim=True)).sum(0)
+    return torch.tensor(sorted(shares.argsort(descending=True)[:STUDENT].tolist()))
+
+
+@every_family
+def test_tables_have_the_channels_of_the_teacher_with_most_energy(family: str) -> None:
+    student, teacher = language(family, STUDENT), language(family, TEACHER)
+    teacher.module.eval()
+    chosen = hand_made_selection(teacher, 3)
+    after, theirs = started(SelectionStart(batches=3), student, teacher), weights(teacher)
+    for name in TABLES[family]:
+        assert torch.equal(after[name], theirs[name][:, chosen])
+
+
+def test_a_student_as_wide_as_its_teacher_has_all_channels() -> None:
+    student, teacher = language("gpt2", TEACHER), language("gpt2", TEACHER)
+    nn.init.zeros_(student.module.get_parameter("transformer.wte.weight"))
+    after, theirs = started(SelectionStart(), student, teacher), weights(teacher)
+    assert all(torch.equal(after[name], theirs[name]) for name in TABLES["gpt2"])
+
+
+def test_positions_that_do_not_count_have_no_energy() -> None:
+    first, second = language("bert", STUDENT), language("bert", STUDENT)
+    mask = torch.ones(3, LENGTH, dtype=torch.bool)
+    mask[:, 4:] = False
+    batches = [strings().batch(step) for step in range(2)]
+    results = []
+    for student, filling in ((first, 5), (second, 9)):
+        masked = []
+        for batch in batches:
+            assert isinstance(batch.inputs, Mapping)
+            ids = batch.inputs["input_ids"].clone()
+            ids[:, 4:] = filling
+            inputs = {"input_ids": ids, "attention_mask": mask.long()}
+            masked.append(Batch(inputs=inputs, labels=torch.zeros(3), valid=mask))
+        teacher = language("bert", TEACHER)
+        results.append(started(SelectionStart(), student, teacher, stream=Listed(*masked)))
+    assert not changed(*results)
+
+
+def test_the_calibration_of_a_selection_is_counted() -> None:
+    def usage(start: SelectionStart | None) -> Usage:
+        run = tests.parts.bound(
+            one_shot(total=SHORT, init=start),
+            student=language("modernbert", STUDENT),
+            teacher=LiveTeacher(language("modernbert", TEACHER)),
+            stream=strings(),
+        )
+        return executed(run).usage
+
+    plain, with_start = usage(None), usage(SelectionStart(batches=2))
+    assert with_start.examples - plain.examples == 2 * 3
+    assert with_start.teacher_flops > plain.teacher_flops
+    assert with_start.steps == plain.steps
+
+
+def test_a_student_wider_than_its_teacher_has_no_selection() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'init' by selection needs a student no wider .*; got widths 12 and 8$",
+    ):
+        started(SelectionStart(), language("bert", TEACHER), language("bert", STUDENT))
+
+
+def test_states_of_another_width_than_the_embeddings_have_no_selection() -> None:
+    teacher = language("bert", TEACHER)
+    with seeding.scoped(0, "narrow states"):
+        wide = TableAndStates(teacher.module)
+    with pytest.raises(
+        BindError, match=r"states are as wide as its embeddings; got widths 2 and 12$"
+    ):
+        started(SelectionStart(), language("bert", STUDENT), tapped(wide, blocks=["narrow"]))
+
+
+class TableAndStates(nn.Module):
+    """A language model whose only block has narrow states."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.narrow = model, nn.Linear(TEACHER, 2)
+
+    def get_input_embeddings(self) -> nn.Module:
+        table: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
+        return table
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        states: Tensor = self.narrow(self.get_input_embeddings()(input_ids)[..., :TEACHER])
+        return states
+
+
 # --- fully connected networks ---------------------------------------------------------------------
 
 
@@ -276,7 +385,9 @@ def examples(stream: ParityStream) -> Tensor:
     return torch.cat([one for one in batches if isinstance(one, Tensor)])
 
 
-@pytest.mark.parametrize("kind", [RandomStart(), PrincipalStart()], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize(
+    "kind", [RandomStart(), PrincipalStart(), SelectionStart()], ids=lambda kind: kind.kind
+)
 def test_a_first_linear_map_is_the_least_squares_fit(kind: Any) -> None:
     student, teacher = mlp(5, 4), mlp(16, 12, seed=1)
     after = started(kind, student, teacher, stream=parity())
@@ -422,7 +533,14 @@ def test_one_call_starts_and_distills(tmp_path: Path) -> None:
 
 
 def test_a_start_is_part_of_what_a_run_depends_on() -> None:
-    starts = [None, RandomStart(), RandomStart(projection=Sign()), PrincipalStart()]
+    starts = [
+        None,
+        RandomStart(),
+        RandomStart(projection=Sign()),
+        PrincipalStart(),
+        SelectionStart(),
+        SelectionStart(batches=2),
+    ]
     assert len({fingerprint(run_facts(bound(start))) for start in starts}) == len(starts)
 
 
