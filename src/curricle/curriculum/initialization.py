@@ -135,18 +135,41 @@ class LeastSquaresStart:
     output is the teacher's with these directions."""
 
 
-WarmStart = Annotated[RandomStart | PrincipalStart | LeastSquaresStart, Field(discriminator="kind")]
+ClosedForm = RandomStart | PrincipalStart | LeastSquaresStart
+"""A start whose method is fixed."""
+
+
+@final
+@value
+class AutoStart:
+    """Begin with the first start that the models allow; with none of them as drawn.
+
+    The order is least squares, random, principal. The random start is in the coordinates of layers
+    with a shared Gaussian projection, which a layer stage after it continues. The plan has a note
+    on the choice and the reasons against the starts before it.
+    """
+
+    kind: Literal["auto"] = "auto"
+
+    @property
+    def candidates(self) -> tuple[ClosedForm, ...]:
+        """Return the starts in the order in which they are tried."""
+        return (LeastSquaresStart(), RandomStart(), PrincipalStart())
+
+
+WarmStart = Annotated[ClosedForm | AutoStart, Field(discriminator="kind")]
 """Field type of a warm start, selected by `kind`."""
 KINDS: Mapping[str, Callable[[], "Start"]] = {
     "random": RandomStart,
     "principal": PrincipalStart,
     "least_squares": LeastSquaresStart,
     "guide": partial(LeastSquaresStart, blocks=1),
+    "auto": AutoStart,
 }
 """Warm starts by name."""
 
 
-Start = RandomStart | PrincipalStart | LeastSquaresStart
+Start = ClosedForm | AutoStart
 
 
 def warm_start(start: Start | str | None) -> Start | None:
