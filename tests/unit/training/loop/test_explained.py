@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from curricle.curriculum.automatic import auto
 from curricle.curriculum.durations import Duration, UnlessExplained
 from curricle.curriculum.stages import Curriculum, Saved, Stage
-from curricle.curriculum.strategies import auto
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
