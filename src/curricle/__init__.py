@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 from curricle.lazy import public_names
 
 if TYPE_CHECKING:
+    from curricle.curriculum.automatic import auto as auto
     from curricle.curriculum.durations import Duration as Duration
+    from curricle.curriculum.durations import UnlessExplained as UnlessExplained
     from curricle.curriculum.durations import UntilMetric as UntilMetric
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
     from curricle.curriculum.hidden_layers import hidden_first as hidden_first
     from curricle.curriculum.hidden_layers import joint as joint
+    from curricle.curriculum.initialization import AutoStart as AutoStart
     from curricle.curriculum.initialization import LeastSquaresStart as LeastSquaresStart
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
@@ -85,10 +88,12 @@ else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
         {
-            "curriculum.durations": ("Duration", "UntilMetric", "UntilPlateau"),
+            "curriculum.automatic": ("auto",),
+            "curriculum.durations": ("Duration", "UnlessExplained", "UntilMetric", "UntilPlateau"),
             "curriculum.hidden_layers": ("hidden_first", "joint"),
             "curriculum.layer_pairs": ("evenly_spaced_pairs",),
             "curriculum.initialization": (
+                "AutoStart",
                 "LeastSquaresStart",
                 "PrincipalStart",
                 "RandomStart",

@@ -116,7 +116,11 @@ class StagePlan:
     length."""
 
 
-EndReason = Literal["length", "plateau", "metric", "goal"]
+def _is_missing(number: float | None) -> bool:
+    return number is None
+
+
+EndReason = Literal["length", "plateau", "metric", "explained", "goal"]
 """Reason of a stage's end."""
 AT_CHANCE = (
     "the student ends at chance or below: its accuracy is not measurably above that of the most "
@@ -187,10 +191,17 @@ class StageRecord:
     """Name of the stage."""
     usage: Usage
     """Consumed before the stage."""
+    explained: float | None = Field(default=None, exclude_if=_is_missing)
+    """Share of the final targets that the student explains before the stage, at most 1, where it
+    decides whether the stage is left out; left out of files otherwise."""
 
     def __str__(self) -> str:
-        """Return the step and the name of the stage in a line."""
-        return f"step {self.usage.steps}: stage {self.stage!r} begins"
+        """Return the step and the name of the stage in a line, with the explained share."""
+        line = f"step {self.usage.steps}: stage {self.stage!r} begins"
+        if self.explained is None:
+            return line
+        share = f"{100 * self.explained:.1f} %"
+        return f"{line}; the student explains {share} of the final targets"
 
 
 @final
@@ -252,7 +263,8 @@ class StageEndRecord:
     done: int
     """Number of steps that the stage has taken."""
     why: EndReason
-    """Reason of the end: `length` (its maximum), `plateau`, `metric`, or `goal` of the run."""
+    """Reason of the end: `length` (its maximum), `plateau`, `metric`, `explained` (left out before
+    its first step), or `goal` of the run."""
     usage: Usage
     """Consumed by the end of the stage."""
 

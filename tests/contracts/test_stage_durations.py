@@ -14,6 +14,7 @@ import yaml
 from curricle.curriculum.durations import (
     Duration,
     StageDuration,
+    UnlessExplained,
     UntilMetric,
     UntilPlateau,
     duration,
@@ -30,7 +31,7 @@ from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW, Schedule
 from curricle.values import parse, plain, to_yaml
-from tests.parts import bound
+from tests.parts import bound, mlp
 
 MOST, LAST = 12, 5
 DURATIONS: dict[str, StageDuration] = {
@@ -53,6 +54,13 @@ DURATIONS: dict[str, StageDuration] = {
     "metric that is not reached": UntilMetric(
         metric="steps", reaches=0, direction="below", at_most="12 steps"
     ),
+    "length that is not left out": UnlessExplained(share=0.9, duration=Duration(number=MOST)),
+    "plateau that is not left out": UnlessExplained(
+        share=0.9,
+        duration=UntilPlateau(at_most="12 steps", window=3, patience=1, min_improvement=0.9),
+    ),
+    # The student explains .63 of its teacher's outputs by chance.
+    "left out": UnlessExplained(share=0.5, duration=Duration(number=MOST)),
 }
 ENDS = {
     "length": (12, None),
@@ -64,6 +72,9 @@ ENDS = {
     "metric": (8, "metric"),
     "metric with a minimum": (8, "metric"),
     "metric that is not reached": (12, "length"),
+    "length that is not left out": (12, "length"),
+    "plateau that is not left out": (6, "plateau"),
+    "left out": (0, "explained"),
 }
 every_duration = pytest.mark.parametrize("name", DURATIONS)
 
@@ -85,6 +96,7 @@ def curriculum(name: str, **fields: Any) -> Curriculum:
 def run_of(name: str, **settings: Any) -> BoundRun:
     return bound(
         curriculum(name),
+        student=mlp(5, 4, seed=1),
         optimizer=AdamW(learning_rate=0.01, schedule=Schedule(warmup=0.1, decay="cosine")),
         settings={"log_every": 1, "eval_every": 4} | settings,
     )
@@ -175,6 +187,7 @@ def test_the_learning_rate_follows_the_planned_run_at_the_real_step(name: str) -
 def test_a_schedule_of_its_own_spans_the_longest_stage(name: str) -> None:
     run = bound(
         curriculum(name, schedule="own"),
+        student=mlp(5, 4, seed=1),
         optimizer=SGD(learning_rate=1.0, schedule=Schedule(decay="linear")),
         settings={"log_every": 1, "eval_every": 4},
     )
@@ -198,6 +211,8 @@ def test_a_schedule_of_its_own_spans_the_longest_stage(name: str) -> None:
         ("plateau that is not reached", 5, (12, 14)),
         ("metric", 1, (8, 9)),
         ("metric with a minimum", 1, (5,)),
+        ("plateau that is not left out", 1, (4, 7)),
+        ("left out", 1, (1, 3)),
     ],
 )
 def test_a_run_that_is_killed_anywhere_goes_on_bit_equal(
@@ -243,7 +258,8 @@ def test_a_goal_ends_every_stage(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in DURATIONS if name != "length"])
 def test_a_rule_is_refused_where_a_length_is_fixed(name: str) -> None:
-    sentence = r"a length must be fixed here, such as '1500 steps'.* got kind '(plateau|metric)'$"
+    kinds = "plateau|metric|unless_explained"
+    sentence = rf"a length must be fixed here, such as '1500 steps'.* got kind '({kinds})'$"
     with pytest.raises(SpecError, match=sentence):
         duration(plain(DURATIONS[name]))
     rule: Any = DURATIONS[name]

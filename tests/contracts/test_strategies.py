@@ -98,6 +98,8 @@ CATALOG: dict[str, Arguments] = {
         "layer_weight": 0.5,
         "init": "principal",
     },
+    "auto": lambda total: {"kind": "auto"},
+    "auto without a start": lambda total: {"kind": "auto", "init": None},
     "staged": lambda total: {"kind": "staged", "stages": written(total)},
 }
 every_strategy = pytest.mark.parametrize("arguments", CATALOG.values(), ids=CATALOG.keys())

@@ -2,7 +2,8 @@
 
 A `Duration` is a number with a unit. It replaces families of `num_steps` / `num_examples`
 parameters, and only this module converts units into steps. `UntilPlateau` and `UntilMetric` end a
-stage by what is measured while it runs, and at the latest after `at_most`.
+stage by what is measured while it runs, and at the latest after `at_most`. `UnlessExplained` leaves
+a stage out by what is measured before it.
 
 Design: every duration has an `at_most`, on which budgets, plans and learning-rate schedules are
 based before a run. `training.binding.timeline` applies the rules; here they are values.
@@ -277,9 +278,9 @@ class UntilMetric:
 
 Rule = UntilPlateau | UntilMetric
 """A duration that may end before its maximum."""
-StageDuration = Duration | Rule
-"""Duration of a stage."""
-FIXED, RULES = "length", ("plateau", "metric")
+
+
+FIXED, RULES = "length", ("plateau", "metric", "unless_explained")
 """Kinds of durations; a fixed length is written without its kind."""
 
 
@@ -287,6 +288,66 @@ def _kind_of(length: object) -> str:
     """Return the kind of a duration, or of its fields; that of a text is a fixed length."""
     fields = length if isinstance(length, Mapping) else {"kind": getattr(length, "kind", FIXED)}
     return str(fields.get("kind", FIXED))
+
+
+if TYPE_CHECKING:
+
+    @final
+    class RuleField:
+        """Field type of a length or a rule for type checkers: assignable from a text."""
+
+        def __get__(self, owner: object, kind: type | None = None) -> Duration | Rule: ...
+        def __set__(self, owner: object, value: Duration | Rule | str) -> None: ...
+
+else:
+    RuleField = Annotated[
+        Annotated[Duration, BeforeValidator(duration), Tag("length")]
+        | Annotated[UntilPlateau, Tag("plateau")]
+        | Annotated[UntilMetric, Tag("metric")],
+        Discriminator(_kind_of),
+    ]
+
+
+@final
+@value
+class UnlessExplained:
+    """A stage that is left out if the student explains the targets of the last stage before it.
+
+    The explained share is measured on batches that the run has not read. It is 0 for a student
+    whose outputs have nothing to do with its inputs, whatever their level and scale, and 1 for one
+    that equals its teacher: 1 - L / C, with the loss L of its outputs at the best scale and the
+    loss C of the best constant output.
+    """
+
+    kind: Literal["unless_explained"] = "unless_explained"
+    share: float = Field(gt=0, lt=1)
+    """Explained share of the targets of the last stage from which on the stage is left out."""
+    duration: RuleField
+    """Length of the stage otherwise: a fixed length, or a rule that ends it."""
+
+    @property
+    def at_most(self) -> Duration:
+        """Return the length after which the stage ends in any case."""
+        return self.duration.at_most
+
+    @property
+    def at_least(self) -> Duration | None:
+        """Return None: the stage may take no step."""
+        return None
+
+    def __str__(self) -> str:
+        """Return the rule in words."""
+        rule = "its end" if isinstance(self.duration, Duration) else str(self.duration)
+        return f"{rule}; left out from {100 * self.share:g} % explained on"
+
+
+StageDuration = Duration | Rule | UnlessExplained
+"""Duration of a stage."""
+
+
+def length_or_rule(duration: StageDuration) -> Duration | Rule:
+    """Return the duration of a stage that is not left out."""
+    return duration.duration if isinstance(duration, UnlessExplained) else duration
 
 
 def _check_unit(at_least: Duration | None, at_most: Duration) -> None:
@@ -307,7 +368,8 @@ def _check_unit(at_least: Duration | None, at_most: Duration) -> None:
 AnyStageDuration = Annotated[
     Annotated[Duration, BeforeValidator(duration), Tag("length")]
     | Annotated[UntilPlateau, Tag("plateau")]
-    | Annotated[UntilMetric, Tag("metric")],
+    | Annotated[UntilMetric, Tag("metric")]
+    | Annotated[UnlessExplained, Tag("unless_explained")],
     Discriminator(_kind_of),
 ]
 """Field type for the duration of a stage: a fixed length as in `AnyDuration`, or a rule."""

@@ -198,7 +198,29 @@ class LeastSquaresStart:
 
 MappedStart = RandomStart | PrincipalStart | SelectionStart
 """Starts that map the teacher's embeddings to the student's."""
-Start = MappedStart | LeastSquaresStart
+ClosedForm = MappedStart | LeastSquaresStart
+"""A start whose method is fixed."""
+
+
+@final
+@value
+class AutoStart:
+    """Begin with the first start that the models allow; with none of them as drawn.
+
+    The order is least squares, random, principal. The random start is in the coordinates of layers
+    with a shared Gaussian projection, which a layer stage after it continues. The plan has a note
+    on the choice and the reasons against the starts before it.
+    """
+
+    kind: Literal["auto"] = "auto"
+
+    @property
+    def candidates(self) -> tuple[ClosedForm, ...]:
+        """Return the starts in the order in which they are tried."""
+        return (LeastSquaresStart(), RandomStart(), PrincipalStart())
+
+
+Start = ClosedForm | AutoStart
 WarmStart = Annotated[Start, Field(discriminator="kind")]
 """Field type of a warm start, selected by `kind`."""
 KINDS: Mapping[str, Callable[[], Start]] = {
@@ -207,6 +229,7 @@ KINDS: Mapping[str, Callable[[], Start]] = {
     "selection": SelectionStart,
     "least_squares": LeastSquaresStart,
     "guide": partial(LeastSquaresStart, blocks=1),
+    "auto": AutoStart,
 }
 """Warm starts by name."""
 

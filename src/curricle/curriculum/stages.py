@@ -13,7 +13,7 @@ from typing import Literal, TypeGuard, final
 
 from pydantic import Field
 
-from curricle.curriculum.durations import StageDurationField
+from curricle.curriculum.durations import StageDurationField, UnlessExplained
 from curricle.curriculum.initialization import START, RandomStart, WarmStart
 from curricle.errors import SpecError
 from curricle.objectives.base import Objective
@@ -21,8 +21,18 @@ from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import MatchHidden
 from curricle.values import LONGEST_NAME, Line, value
 
+Saved = Literal["drop", "steps", "flops"]
+"""Use of the planned steps that a stage with a rule does not take."""
 TeacherReference = Literal["final"] | int
 """`final`, or the training step of a checkpoint of the teacher's trajectory."""
+
+
+def _is_true(answer: bool) -> bool:  # noqa: FBT001 - called with the field's value
+    return answer
+
+
+def _is_drop(saved: str) -> bool:
+    return saved == "drop"
 
 
 @final
@@ -49,6 +59,9 @@ class Stage:
     """Whether the learning rate follows the run's schedule, or a separate one over this stage."""
     learning_rate_scale: float = Field(default=1.0, gt=0)
     """Factor on the learning rate during the stage; positive."""
+    required: bool = Field(default=True, exclude_if=_is_true)
+    """Whether models that do not fit are an error. Otherwise the stage is left out, with a note,
+    and its length is added to the last stage."""
 
 
 @final
@@ -64,6 +77,9 @@ class Curriculum:
     """Initialization of the student's embeddings before the first step; None changes nothing."""
     note: str = ""
     """Reason of the stages, a sentence for people; without effect."""
+    saved: Saved = Field(default="drop", exclude_if=_is_drop)
+    """Use of the planned steps that a stage with a rule does not take: none, as many more steps of
+    the last stage, or steps of the last stage with as many FLOPs in all."""
 
     def __post_init__(self) -> None:
         """Check that stage names are unique, and that a random start has the shared projection.
@@ -76,6 +92,12 @@ class Curriculum:
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise SpecError(f"'stages' must have different names; got {doubled[0]!r} twice")
+        last = self.stages[-1]
+        if isinstance(last.duration, UnlessExplained) or not last.required:
+            raise SpecError(
+                f"the last of the 'stages' must not be one that can be left out, since others "
+                f"refer to its targets; got {last.name!r}"
+            )
         objectives = [objective for stage in self.stages for objective in stage.objectives]
         laws = [
             objective.projection for objective in objectives if _has_shared_projection(objective)

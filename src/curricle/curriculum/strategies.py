@@ -11,6 +11,7 @@ new method is another function, or a list of explicit stages.
 | `low_rank_clone` | KL to the logits, MSE to activations, projected weights | [LRC] |
 | `from_labels` | a loss against the labels, no teacher | |
 | `hidden_first`, `joint` | see `hidden_layers` | arXiv 2605.11513 |
+| `auto` | see `automatic` | |
 
 References:
     [CE] Gupta and Karmalkar 2025, arXiv 2503.17494.
@@ -26,6 +27,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from curricle.curriculum.automatic import auto
 from curricle.curriculum.durations import (
     Duration,
     DurationText,
@@ -377,6 +379,7 @@ STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(
         "staged": staged,
         "hidden_first": hidden_first,
         "joint": joint,
+        "auto": auto,
     }
 )
 """The strategies of run specs, by `kind`."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle.least_squares.chain_maps import UnitNorm, WeightedMap, unit_norm, weighted_map
+from curricle.least_squares.flops import passes_of
 from curricle.least_squares.sublayers import Stop
 from curricle.models.tapped import Inputs, TappedModel
 

@@ -24,6 +24,7 @@ from curricle.data.label_checks import require_classes
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.objectives.frames import FrameCounter
+from curricle.protocols import conforms
 from curricle.values import Plain
 
 Value = TypeVar("Value")
@@ -200,6 +201,8 @@ class BoundObjective(Protocol):
     - `wants_calibration` and `calibrated(teachers)`: whether statistics of the teacher's
       activations are needed before training, and the function that computes them over some batches
       and returns the objective that holds them (`pending_calibration`);
+    - `explained_rows(student, target, batch)` and `explained_share(pairs)`: how much of the
+      targets the student's outputs explain (`ExplainedObjective`);
     - `target_facts`, `reads_selected` and `sparse_temperature`: see `TargetDescription`
       (`target_description`).
     """
@@ -227,6 +230,26 @@ class BoundObjective(Protocol):
 def compares_examples(objective: BoundObjective) -> bool:
     """Return whether the loss of an example depends on the others of its batch."""
     return bool(getattr(objective, "compares_examples", False))
+
+
+@runtime_checkable
+class ExplainedObjective(Protocol):
+    """Objective that shows how much of its targets the student explains."""
+
+    def explained_rows(
+        self, student: Activations, target: Target, batch: Batch
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return some rows of the student's outputs and of the target; None if there are none."""
+        ...
+
+    def explained_share(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
+        """Return the explained share of the targets in such rows, at most 1."""
+        ...
+
+
+def explained_objective(objective: BoundObjective) -> ExplainedObjective | None:
+    """Return an objective that shows the explained share of its targets; None for others."""
+    return objective if conforms(objective, ExplainedObjective) else None
 
 
 Calibration = Callable[[Iterable[tuple[Activations, Batch]]], BoundObjective]

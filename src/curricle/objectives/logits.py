@@ -40,6 +40,7 @@ from curricle.objectives.chunked import (
     chunked_total,
 )
 from curricle.objectives.divergences import Divergence, ForwardKL, SquaredError
+from curricle.objectives.explained_share import explained_share, sampled_rows
 from curricle.objectives.frames import FrameCounter, counter_of_states, frame_counter
 from curricle.objectives.sparse import SparseTarget, sparse_forward_kl
 from curricle.values import Plain, value
@@ -385,6 +386,29 @@ class BoundLogits:
             )
         squared = declared.student_temperature**2
         return total * squared if declared.scale == "temperature_squared" else total
+
+    def explained_rows(
+        self, student: Activations, target: Target, batch: Batch
+    ) -> tuple[Float[Tensor, "row class"], Float[Tensor, "row class"]] | None:
+        """Return some rows of the student's logits and of a target; None for a sparse one."""
+        if isinstance(target, SparseTarget):
+            return None
+        if self.declared.chunk is None:
+            logits = self.logits(at_output(student, self.reads.student, batch), batch)
+            return sampled_rows(logits), sampled_rows(target)
+        return sampled_rows(self._head(student, batch).detached), sampled_rows(target)
+
+    def explained_share(
+        self, pairs: Sequence[tuple[Float[Tensor, "row class"], Float[Tensor, "row class"]]]
+    ) -> float | None:
+        """Return the share of the teacher's outputs that the student explains in such rows."""
+        declared = self.declared
+        return explained_share(
+            pairs,
+            declared.divergence,
+            student_temperature=declared.student_temperature,
+            teacher_temperature=declared.teacher_temperature,
+        )
 
     def _divergence(
         self, student: Activations, target: Tensor | SparseTarget, batch: Batch

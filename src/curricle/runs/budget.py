@@ -163,6 +163,7 @@ def bind_within(
         BindError: If the parts do not fit; the strategy is named.
         SpecError: If the curriculum does not have the length of the budget; the strategy is named.
     """
+    build = _of_currency(limit, build)
     try:
         run = bound(fitted(limit, build, bound) if length is None else build(length))
         if length is None and limit.is_length:
@@ -176,6 +177,24 @@ def bind_within(
             f"lambda total: curricle.one_shot(total=total)"
         ) from None
     return dataclasses.replace(run, notes=(*run.notes, *_goal_notes(run))) if has_goal else run
+
+
+def _of_currency(
+    limit: Budget, build: Callable[[Duration], Curriculum]
+) -> Callable[[Duration], Curriculum]:
+    """Return the function with saved steps in FLOPs where a budget counts cost.
+
+    Of seconds the FLOPs are an estimate.
+    """
+    if limit.is_length:
+        return build
+
+    def built(total: Duration) -> Curriculum:
+        curriculum = build(total)
+        is_kept = curriculum.saved == "steps"
+        return dataclasses.replace(curriculum, saved="flops") if is_kept else curriculum
+
+    return built
 
 
 @final

@@ -10,6 +10,7 @@ from curricle.curriculum.durations import (
     AnyDuration,
     Duration,
     Unit,
+    UnlessExplained,
     UntilMetric,
     UntilPlateau,
     duration,
@@ -332,3 +333,31 @@ def test_stages_must_leave_time_in_epochs() -> None:
         curricle.extraction(total="1 epoch", durations=("1 epoch",))
     with pytest.raises(SpecError, match="'durations' must be in epochs like 'total'"):
         curricle.extraction(total="1 epoch", durations=("10 steps",))
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        (Duration(number=9), "its end; left out from 5 % explained on"),
+        (
+            UntilPlateau(at_most="9 steps", window=2),
+            "plateau of the loss (3 windows of 2 steps below 1 %); left out from 5 % explained on",
+        ),
+    ],
+)
+def test_a_stage_that_may_be_left_out_has_the_rule_of_its_length_in_words(
+    inner: Duration | UntilPlateau, words: str
+) -> None:
+    assert str(UnlessExplained(share=0.05, duration=inner)) == words
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1])
+def test_the_explained_share_is_neither_nothing_nor_all(share: float) -> None:
+    with pytest.raises(SpecError, match=r"'UnlessExplained\.share'"):
+        UnlessExplained(share=share, duration=Duration(number=9))
+
+
+def test_the_length_of_a_stage_that_may_be_left_out_is_given_as_a_text() -> None:
+    rule = UnlessExplained(share=0.05, duration="2.5k steps")
+    assert rule.at_most == Duration(number=2500)
+    assert rule.at_least is None

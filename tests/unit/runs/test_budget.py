@@ -16,10 +16,11 @@ from curricle.errors import SpecError
 from curricle.models.mlp import MLP
 from curricle.records import Usage
 from curricle.runs import budget as budgets
-from curricle.runs.budget import AnyBudget, Budget, fitted, seconds_per_step
+from curricle.runs.budget import AnyBudget, Budget, bind_within, fitted, seconds_per_step
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.starting import apply_start
+from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.stepping import Stepper
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.placement import SingleDevice
@@ -302,3 +303,32 @@ def test_measuring_a_start_leaves_the_student_as_it_was() -> None:
 def test_a_budget_below_the_cost_of_the_start_is_refused() -> None:
     with pytest.raises(SpecError, match=r"'budget' 10 flops must pay for the warm start; it costs"):
         steps("10 flops", PRINCIPAL)
+
+
+@pytest.mark.parametrize(("limit", "saved"), [("40 steps", "steps"), ("4M flops", "flops")])
+def test_steps_that_a_stage_saves_are_counted_in_the_currency_of_the_budget(
+    limit: str, saved: str
+) -> None:
+    run = bind_within(parse(AnyBudget, limit), *parts({"kind": "auto"}), name="auto")
+    assert run.saved == saved
+
+
+def test_auto_costs_the_same_flops_whether_its_layers_are_left_out_or_not() -> None:
+    limit = 100 * LOGITS_STEP
+    run = bind_within(parse(AnyBudget, f"{limit} flops"), *parts({"kind": "auto"}), name="auto")
+    costs = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
+    full, omitted = (Timeline([stage.span for stage in run.stages]) for _ in range(2))
+    for stage in run.stages[:-1]:
+        full.close(full.start + stage.span.most, "length")
+        omitted.leave_out()
+    logits = [timeline.num_steps - timeline.start for timeline in (full, omitted)]
+    layers = sum(
+        stage.span.most * cost for stage, cost in zip(run.stages[:-1], costs, strict=False)
+    )
+    spent = [layers + logits[0] * costs[-1], logits[1] * costs[-1]]
+    assert limit - costs[-1] < spent[0] <= limit
+    # A step of a layer is worth at most one of the last stage, however much its projection costs.
+    worths = [min(cost, costs[-1]) for cost in costs[:-1]]
+    pairs = zip(run.stages[:-1], worths, strict=True)
+    expected = sum(stage.span.most * worth for stage, worth in pairs) + logits[0] * costs[-1]
+    assert expected - costs[-1] < spent[1] <= expected <= limit

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_callback import ExportableState
 
-from curricle.curriculum.durations import UntilMetric
+from curricle.curriculum.durations import UntilMetric, length_or_rule
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import BindError, CheckpointError
 from curricle.integrations.transformers.config import CurriculumConfig
@@ -553,10 +553,11 @@ def _check_durations(curriculum: Curriculum, args: CurriculumConfig, batches: Fi
             steps.
     """
     for stage in curriculum.stages:
-        if isinstance(stage.duration, UntilMetric) and args.eval_strategy == "no":
+        rule = length_or_rule(stage.duration)
+        if isinstance(rule, UntilMetric) and args.eval_strategy == "no":
             raise BindError(
                 f"'eval_strategy' must be 'steps' or 'epoch' for stage {stage.name!r}, which ends "
-                f"by the metric {stage.duration.metric!r}; got 'no'"
+                f"by the metric {rule.metric!r}; got 'no'"
             )
         if stage.duration.at_most.unit == "tokens" and args.gradient_accumulation_steps > 1:
             raise BindError(

@@ -7,13 +7,16 @@ the steps of each stage, all before a weight has moved; reach and cost of the st
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import final
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
+from curricle.curriculum.durations import Duration, UnlessExplained
+from curricle.curriculum.initialization import AutoStart
+from curricle.curriculum.stages import Curriculum, Saved, Stage, TeacherReference
 from curricle.data.streams import Stream, examples_per_epoch
 from curricle.data.text.paired import PairedTexts
 from curricle.errors import BindError
@@ -26,7 +29,7 @@ from curricle.models.eligibility import (
 )
 from curricle.models.restoring import mode_notes
 from curricle.models.tapped import Place, TappedModel, tap_number
-from curricle.objectives.base import Objective
+from curricle.objectives.base import Objective, explained_objective
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import labeled_output
 from curricle.objectives.logits import output_notes
@@ -43,7 +46,8 @@ from curricle.training.binding.batches import (
 )
 from curricle.training.binding.bound_stages import BoundStage, StageProbe
 from curricle.training.binding.causality import check_causal
-from curricle.training.binding.starting import BoundStart, bind_start, start_notes
+from curricle.training.binding.start_choice import choose_start
+from curricle.training.binding.starting import BoundStart
 from curricle.training.binding.timeline import check_rule, plan_spans
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.placement import place_model
@@ -78,6 +82,8 @@ class BoundRun:
     """Whether it depends on the global generators of Python or numpy."""
     warm_start: BoundStart | None = None
     """Initialization before the first step, if any."""
+    saved: Saved = "drop"
+    """Use of the planned steps that a stage does not take."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each; see `RunRecord.notes`."""
     tables: tuple[TableLimit, ...] = ()
@@ -157,7 +163,7 @@ def bind(
     if live is not None:
         place_model(settings.placement, live.model)
     # Stored targets are those of stages; a start reads weights, which their folder lacks.
-    elif curriculum.init is not None and teacher is not None:
+    elif not isinstance(curriculum.init, AutoStart | None) and teacher is not None:
         raise BindError(f"'init' {curriculum.init.kind!r} needs a teacher with weights; got none")
     elif teacher is None and curriculum.teachers:
         raise BindError(f"'teacher' must be given to run {curriculum.name!r}; got none")
@@ -173,6 +179,7 @@ def bind(
     # token.
     check_token_lengths(curriculum.stages, stream)
     check_epochs(curriculum.stages, stream)
+    curriculum, refusals = _fitting(curriculum, probe, stream, student)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
     spans = plan_spans(
@@ -193,17 +200,18 @@ def bind(
         bound.append(next_stage)
         # In order, since `trainable='new'` freezes all that earlier stages have trained.
         reached |= next_stage.trained
+    _check_explained(bound)
     # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)
     _check_pairing(stream, student, live, settings)
-    warm_start = bind_start(
+    choice = choose_start(
         curriculum.init, student, live, stream=stream, seed=seed, placement=settings.placement
     )
     return BoundRun(
         name=curriculum.name,
         student=student,
         teacher=teacher,
-        stages=tuple(bound),
+        stages=_with_worth(bound, curriculum.saved),
         # Only now: the tables that batches are checked against show in the passes of all stages.
         stream=probe.checked_stream(bound),
         optimizer=optimizer,
@@ -211,10 +219,12 @@ def bind(
         seed=seed,
         draws_noise=probe.draws_noise,
         draws_foreign_noise=probe.draws_foreign_noise,
-        warm_start=warm_start,
+        warm_start=choice.start,
+        saved=curriculum.saved,
         notes=(
             *((curriculum.note,) if curriculum.note else ()),
-            *start_notes(warm_start),
+            *choice.notes,
+            *refusals,
             *epoch_notes(curriculum.stages, stream, spans[-1].end),
             *surrounding_notes(),
             *weight_notes(student.module),
@@ -242,6 +252,69 @@ def _process_notes(student: nn.Module, settings: TrainingSettings) -> tuple[str,
         else ""
     )
     return (f"{number} processes divide every batch among them{share}",)
+
+
+def _fitting(
+    curriculum: Curriculum, probe: StageProbe, stream: Stream, student: TappedModel
+) -> tuple[Curriculum, tuple[str, ...]]:
+    """Return a curriculum without the stages that do not fit and are not required, with reasons.
+
+    The length of such a stage is added to the last.
+    """
+    stages, notes = list[Stage](), list[str]()
+    *earlier, last = curriculum.stages
+    for stage in earlier:
+        if not stage.required:
+            try:
+                (span,) = plan_spans(
+                    [stage],
+                    batch_size=stream.batch_size,
+                    tokens_per_batch=stream.tokens_per_batch,
+                    examples_per_epoch=examples_per_epoch(stream),
+                )
+                probe.bind(stage, span, reached=frozenset())
+                # Two fractions mean one block where there are few.
+                _check_order([*stages, stage], student)
+            except BindError as error:
+                notes.append(f"stage {stage.name!r} is left out: {error}")
+                length = last.duration.at_most.length + stage.duration.at_most.length
+                unit = last.duration.at_most.unit
+                last = replace(last, duration=Duration.of(length, unit))
+                continue
+        stages.append(stage)
+    return replace(curriculum, stages=(*stages, last)), tuple(notes)
+
+
+def _check_explained(stages: Sequence[BoundStage]) -> None:
+    """Check that a stage which can be left out refers to targets that can be explained.
+
+    Raises:
+        BindError: If the last stage has no objective with an explained share.
+    """
+    last = stages[-1]
+    for stage in stages:
+        is_measured = isinstance(stage.declared.duration, UnlessExplained)
+        if is_measured and not any(explained_objective(term.objective) for term in last.terms):
+            raise BindError(
+                f"stage {stage.declared.name!r} can be left out only before a last stage that "
+                f"matches logits; got {last.plan.objective!r} in {last.declared.name!r}"
+            )
+
+
+def _with_worth(stages: Sequence[BoundStage], saved: Saved) -> tuple[BoundStage, ...]:
+    """Return stages with the steps of the last that a step of each is worth."""
+    if saved == "drop":
+        return tuple(stages)
+    flops = [stage.plan.student_flops + stage.plan.teacher_flops for stage in stages]
+    # At most one, so that a run is never longer than planned.
+    worths = [
+        Fraction(1) if saved == "steps" else min(Fraction(1), Fraction(number, flops[-1] or 1))
+        for number in flops
+    ]
+    return tuple(
+        replace(stage, span=replace(stage.span, worth=worth))
+        for stage, worth in zip(stages, worths, strict=True)
+    )
 
 
 def _output_notes(stages: Sequence[BoundStage], student: TappedModel) -> tuple[str, ...]:

@@ -46,6 +46,8 @@ def run_facts(run: BoundRun) -> Plain:
     start = [] if run.warm_start is None else [plain(run.warm_start.declared)]
     return {
         "curriculum": [*start, *(plain(stage.declared) for stage in run.stages)],
+        # Left out for curricula that drop them, as those of earlier versions.
+        **({} if run.saved == "drop" else {"saved": run.saved}),
         "optimizer": plain(run.optimizer),
         # Keys and values stay as they are if settings are renamed; 0 means no clipping. Any change
         # alters the digest, by which an unfinished run resumes.
@@ -68,7 +70,7 @@ def _rule_settings(run: BoundRun) -> dict[str, int]:
     """Return the interval at which metrics are evaluated if one may end a stage."""
     # Without such a rule the interval only decides when numbers are written, so a resumed run may
     # change it.
-    has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
+    has_metric = any(isinstance(stage.span.rule, UntilMetric) for stage in run.stages)
     return {"eval_every": run.settings.eval_every} if has_metric else {}
 
 

@@ -43,8 +43,8 @@ def check_speed(run: BoundRun) -> None:
 
 def _windows(run: BoundRun) -> list[int]:
     """Return the steps after which the rules of stages are checked."""
-    durations = [stage.declared.duration for stage in run.stages]
-    return [duration.window for duration in durations if isinstance(duration, UntilPlateau)]
+    rules = [stage.span.rule for stage in run.stages]
+    return [rule.window for rule in rules if isinstance(rule, UntilPlateau)]
 
 
 def _features(run: BoundRun) -> dict[str, str]:

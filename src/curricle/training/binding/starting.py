@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from curricle.colocation import beside
 from curricle.curriculum.initialization import (
     START,
+    ClosedForm,
     LeastSquaresStart,
     Map,
     MappedStart,
     SelectionStart,
-    WarmStart,
 )
 from curricle.data.streams import Stream
 from curricle.errors import BindError
@@ -82,7 +82,7 @@ def start_notes(start: "BoundStart | None") -> tuple[str, ...]:
 
 
 def bind_start(
-    start: WarmStart | None,
+    start: ClosedForm | None,
     student: TappedModel,
     teacher: LiveTeacher | None,
     *,

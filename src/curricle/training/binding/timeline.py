@@ -2,8 +2,8 @@
 
 Binding plans a `Span` for each stage: its longest and its shortest number of steps. A `Timeline` is
 the state of one run on these spans. It closes stages, by their length, by the rule of their
-duration or because the run's goal is reached, and gives the number of steps before the next
-record, evaluation, checkpoint or check of a rule.
+duration or because the run's goal is reached, leaves out others, and gives the number of steps
+before the next record, evaluation, checkpoint or check of a rule.
 
 Steps are counted over the whole run, and a batch belongs to a step. A stage after one that has
 ended early begins at the next step, so it may read batches that were planned for its predecessor.
@@ -23,10 +23,13 @@ from torch import Tensor
 
 from curricle.curriculum.durations import (
     Duration,
+    Rule,
     StageDuration,
     Unit,
+    UnlessExplained,
     UntilMetric,
     UntilPlateau,
+    length_or_rule,
 )
 from curricle.curriculum.stages import Stage
 from curricle.errors import BindError
@@ -50,7 +53,20 @@ class Span:
     most: int
     """Largest number of steps."""
     least: int
-    """Smallest number of steps; that of a fixed length is the largest."""
+    """Smallest number of steps, unless the stage is left out; that of a fixed length is the
+    largest."""
+    worth: Fraction = Fraction(0)
+    """Steps of the last stage for each planned step that the stage does not take."""
+
+    @property
+    def rule(self) -> Duration | Rule:
+        """Return the duration of the stage if it is not left out."""
+        return length_or_rule(self.duration)
+
+    @property
+    def is_optional(self) -> bool:
+        """Return whether the stage may be left out."""
+        return isinstance(self.duration, UnlessExplained)
 
     @property
     def end(self) -> int:
@@ -97,9 +113,10 @@ def plan_spans(
         # Every stage gets a step, even one whose length rounding has given to its predecessors.
         most = max(covering, start + 1) - start
         least = most
-        if not isinstance(stage.duration, Duration):
-            at_least = stage.duration.at_least
-            least = max(_shortest(stage.duration), 0 if at_least is None else steps(at_least))
+        rule = length_or_rule(stage.duration)
+        if not isinstance(rule, Duration):
+            at_least = rule.at_least
+            least = max(_shortest(rule), 0 if at_least is None else steps(at_least))
         spans.append(
             Span(
                 name=stage.name,
@@ -111,7 +128,8 @@ def plan_spans(
                 least=min(least, most),
             )
         )
-        start, earliest = start + most, earliest + min(least, most)
+        start += most
+        earliest += 0 if spans[-1].is_optional else spans[-1].least
     return tuple(spans)
 
 
@@ -131,14 +149,14 @@ def check_rule(span: Span, *, eval_every: int) -> None:
     Raises:
         BindError: If it cannot, so that it would have no effect.
     """
-    duration = span.duration
-    if isinstance(duration, UntilPlateau) and span.least >= span.most:
+    # One that may be left out has an effect without an early end, so a short run takes it, too.
+    if isinstance(span.duration, UntilPlateau) and span.least >= span.most:
         raise BindError(
-            f"'at_most' must be longer than the {_shortest(duration)} steps of 'patience' + 1 "
+            f"'at_most' must be longer than the {_shortest(span.duration)} steps of 'patience' + 1 "
             f"windows and than 'at_least', before which a plateau cannot end a stage; got "
             f"{span.most} steps"
         )
-    if isinstance(duration, UntilMetric) and not _is_evaluated_early(span, eval_every):
+    if isinstance(span.rule, UntilMetric) and not _is_evaluated_early(span, eval_every):
         room = span.most - span.least
         smaller = f"an 'eval_every' of at most {room}, or " if room else ""
         raise BindError(
@@ -228,7 +246,21 @@ class Timeline:
     @property
     def num_steps(self) -> int:
         """Return the number of steps of the run if all remaining stages take their longest."""
-        return self._start + sum(self._spans[number].most for number in self.remaining())
+        return self._start + sum(map(self._most, self.remaining()))
+
+    def _most(self, number: int) -> int:
+        """Return the largest number of steps of a stage, for the last with what others have left.
+
+        Args:
+            number: Number of the stage.
+        """
+        most = self._spans[number].most
+        if number < len(self._spans) - 1:
+            return most
+        closed = zip(self._spans, self._ends, strict=False)
+        # Added up before rounding: many short stages must not lose a step each.
+        saved = sum(((end.planned - end.done) * span.worth for span, end in closed), Fraction(0))
+        return most + int(saved)
 
     def due(self, step: int) -> int:
         """Return the next number of steps after which something is due, at most the stage's end.
@@ -240,14 +272,14 @@ class Timeline:
             ValueError: If it is not.
         """
         span = self._open_span(step, step + 1)
-        due = [self._start + span.most]
+        due = [self._start + self._most(len(self._ends))]
         # The next multiple and never this step: what was due here is done. Intervals count from the
         # start of the run, windows from that of the stage.
         due += [step - step % interval + interval for interval in self._intervals]
         later = bisect_right(self._moments, step)
         due += self._moments[later : later + 1]
-        if isinstance(span.duration, UntilPlateau):
-            window = span.duration.window
+        if isinstance(span.rule, UntilPlateau):
+            window = span.rule.window
             due.append(step - (step - self._start) % window + window)
         return min(due)
 
@@ -262,18 +294,19 @@ class Timeline:
         """
         if not self.remaining():
             raise ValueError(f"the run of {self._start} steps is over; got step {steps[0]}")
-        span = self._spans[len(self._ends)]
-        if not all(0 <= step - self._start <= span.most for step in steps):
+        number = len(self._ends)
+        span, most = self._spans[number], self._most(number)
+        if not all(0 <= step - self._start <= most for step in steps):
             raise ValueError(
                 f"'step' must lie in stage {span.name!r}, steps {self._start} to "
-                f"{self._start + span.most}; got {steps[0]}"
+                f"{self._start + most}; got {steps[0]}"
             )
         return span
 
     def add(self, losses: Iterable[Tensor]) -> None:
         """Add the losses of steps of the open stage; not read unless its rule needs them."""
         # Stages of fixed length do not even add up: on a GPU each sum would be one more kernel.
-        if isinstance(self._spans[len(self._ends)].duration, UntilPlateau):
+        if isinstance(self._spans[len(self._ends)].rule, UntilPlateau):
             self._losses.add(losses)
 
     def look(
@@ -302,7 +335,7 @@ class Timeline:
 
     def _reason(self, span: Span, done: int, metrics: Mapping[str, float]) -> EndReason | None:
         """Return why a stage ends after some steps; None if it goes on."""
-        duration = span.duration
+        duration = span.rule
         may_end = done >= span.least
         match duration:
             case UntilPlateau(window=window) if done % window == 0:
@@ -315,7 +348,7 @@ class Timeline:
                 if duration.is_reached(metrics[name]):
                     return "metric"
         # Last, so that a rule that is met at the maximum is the reason on record.
-        return "length" if done == span.most else None
+        return "length" if done == self._most(len(self._ends)) else None
 
     def close(self, step: int, why: EndReason) -> StageEnd:
         """Close the open stage; the next one begins at once.
@@ -331,8 +364,25 @@ class Timeline:
             ValueError: If the stage has taken no step, or would be longer than planned.
         """
         # The step before must be possible too, or the stage would end without having taken one.
-        span = self._open_span(step, step - 1)
-        end = StageEnd(stage=span.name, planned=span.most, done=step - self._start, why=why)
+        return self._close(self._open_span(step, step - 1), step, why)
+
+    def leave_out(self) -> StageEnd:
+        """Close the open stage before its first step; the next one begins at once.
+
+        Returns:
+            The end of the stage.
+
+        Raises:
+            ValueError: If its duration does not allow that.
+        """
+        span = self._open_span(self._start)
+        if not span.is_optional:
+            raise ValueError(f"stage {span.name!r} cannot be left out; its length is {span.rule}")
+        return self._close(span, self._start, "explained")
+
+    def _close(self, span: Span, step: int, why: EndReason) -> StageEnd:
+        most = self._most(len(self._ends))
+        end = StageEnd(stage=span.name, planned=most, done=step - self._start, why=why)
         self._ends.append(end)
         # The best mean and the patience belong to one stage, since losses of other objectives are
         # no measure for it.
@@ -359,12 +409,16 @@ class Timeline:
         """
         # Replayed in order, since the start of a stage follows from the ends of all before it.
         ends = {end.stage: end for end in state.ends}
-        for span in self._spans:
-            if isinstance(span.duration, Duration) and self._start + span.most <= step:
-                self.close(self._start + span.most, "length")
+        for number, span in enumerate(self._spans):
+            stop = self._start + self._most(number)
+            if isinstance(span.duration, Duration) and stop <= step:
+                self.close(stop, "length")
             elif span.name in ends:
                 end = ends.pop(span.name)
-                self.close(self._start + end.done, end.why)
+                if end.done:
+                    self.close(self._start + end.done, end.why)
+                else:
+                    self.leave_out()
             else:
                 break
         # Ends that are left over belong to stages that this curriculum lacks, or has in another

@@ -44,6 +44,7 @@ from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.best import BestWeights, best_weights, check_evaluated
 from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_outputs
+from curricle.training.loop.explained import Explained, explained_before
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.results import plain_metrics
@@ -138,7 +139,7 @@ class TrainingRun:
         """Steps taken; -1 before the first stage is open."""
         self.run, self.metric, self.outputs = run, metric, outputs
         self.evaluate = with_outputs(evaluate, run.objectives)
-        rules = [stage.declared.duration for stage in run.stages]
+        rules = [stage.span.rule for stage in run.stages]
         self._metric_names = (
             metric,
             *(rule.metric for rule in rules if isinstance(rule, UntilMetric)),
@@ -147,6 +148,7 @@ class TrainingRun:
         self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
         self._usage = Usage()
         self._modes: Modes = ()
+        self._measured: Explained | None = None
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
         self._before, self._started = Usage(), 0.0
@@ -252,11 +254,11 @@ class TrainingRun:
         """
         if self.end is not None:
             return
-        if self.stepper is None:
+        while self.stepper is None:
             if not self.timeline.remaining():
                 self._finish()
                 return
-            self._open_stage(self.run.stages[self.timeline.remaining()[0]])
+            self._enter_stage(self.run.stages[self.timeline.remaining()[0]])
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - opened above
         step_losses = self._take(self.num_steps, self.stop) if losses is None else losses
@@ -304,14 +306,33 @@ class TrainingRun:
         """
         self._started += seconds
 
-    def _open_stage(self, stage: BoundStage) -> None:
+    def _enter_stage(self, stage: BoundStage) -> None:
+        """Open a stage, or leave it out; one that goes on is open in any case."""
+        measured = None
+        if self._usage.steps == self.timeline.start:
+            measured = explained_before(self.run, stage, self._usage, self._measured)
+        if measured is not None:
+            self._measured = measured
+            self._usage += measured.usage
+            if measured.leaves_out(stage):
+                self._write_begin(stage, measured)
+                self._write_end(self.timeline.leave_out())
+                return
+        self._open_stage(stage, measured)
+
+    def _write_begin(self, stage: BoundStage, measured: Explained | None) -> None:
+        share = None if measured is None else measured.share
+        name = stage.declared.name
+        self._journal.write(StageRecord(stage=name, usage=self._usage, explained=share))
+
+    def _open_stage(self, stage: BoundStage, measured: Explained | None) -> None:
         start = self.timeline.start
         # Otherwise a checkpoint lies within the stage: its record is on disk, and the state of the
         # optimizer goes on.
         if self._usage.steps == start:
             if stage.declared.optimizer_state == "reset":
                 self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
-            self._journal.write(StageRecord(stage=stage.declared.name, usage=self._usage))
+            self._write_begin(stage, measured)
         self._before = self._usage
         # A checkpoint at the border holds the adapters of the stage before.
         resumed = self._journal.resumed if self._before.steps > start else None
@@ -435,16 +456,19 @@ class TrainingRun:
         # Stages of fixed length need no record of their end: it is in the plan, or in the usage of
         # the run's last record if the goal ends the run early.
         if end is not None and not isinstance(stage.declared.duration, Duration):
-            self._journal.write(
-                StageEndRecord(
-                    stage=end.stage,
-                    planned=end.planned,
-                    done=end.done,
-                    why=end.why,
-                    usage=self._usage,
-                )
-            )
+            self._write_end(end)
         return end
+
+    def _write_end(self, end: StageEnd) -> None:
+        self._journal.write(
+            StageEndRecord(
+                stage=end.stage,
+                planned=end.planned,
+                done=end.done,
+                why=end.why,
+                usage=self._usage,
+            )
+        )
 
     def _interrupt(
         self, signal_number: int, stepper: Stepper, loss: StepLoss, step: int

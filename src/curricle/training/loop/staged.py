@@ -42,6 +42,7 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline, TimelineState
+from curricle.training.loop.explained import Explained, explained_before
 from curricle.training.loop.stage_loss import (
     CALIBRATION_BATCHES,
     StageLoss,
@@ -277,6 +278,7 @@ class StagedLoss:
         if self.is_over:
             raise BindError(f"the curriculum is over after {self.num_steps} steps; got another one")
         self.start()
+        self._leave_out_explained()
         run, stage, start = self.run, self.stage, self.timeline.start
         is_entered = self.num_steps == start
         # An empty state is what the optimizer of the first stage has anyway.
@@ -305,6 +307,18 @@ class StagedLoss:
             self.usage += Usage(teacher_flops=flops)
         self._loss = loss
         return loss
+
+    def _leave_out_explained(self) -> None:
+        """Leave out the stages whose final targets are explained already."""
+        measured: Explained | None = None
+        while self.num_steps == self.timeline.start:
+            measured = explained_before(self.run, self.stage, self.usage, measured)
+            if measured is None:
+                return
+            self.usage += measured.usage
+            if not measured.leaves_out(self.stage):
+                return
+            self.timeline.leave_out()
 
     def _close_stage(self) -> None:
         self._loss = None

@@ -167,8 +167,10 @@ def test_guide_sets_embeddings_output_and_first_block_alone() -> None:
     drawn = {name: weight.clone() for name, weight in network.named_parameters()}
     teacher = model("llama")
     settings = curricle.TrainingSettings()
+    start = warm_start("guide")
+    assert isinstance(start, curricle.LeastSquaresStart)
     bound = bind_start(
-        warm_start("guide"),
+        start,
         tapped(network),
         LiveTeacher(tapped(teacher)),
         stream=texts(),

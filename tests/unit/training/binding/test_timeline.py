@@ -1,12 +1,20 @@
 """Timelines: planned steps, what is due, rules by hand, and states that do not fit."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor
 
-from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
+from curricle.curriculum.durations import (
+    Duration,
+    StageDuration,
+    UnlessExplained,
+    UntilMetric,
+    UntilPlateau,
+)
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import BindError
 from curricle.objectives.labels import LabelLoss
@@ -23,6 +31,7 @@ from curricle.training.loop.stage_loss import StepLoss
 from tests.parts import bound
 
 PLATEAU = UntilPlateau(at_most="40 steps", window=5, patience=2, min_improvement=0.1)
+OPTIONAL = UnlessExplained(share=0.5, duration=PLATEAU)
 METRIC = UntilMetric(metric="accuracy", reaches=0.9, direction="above", at_most="40 steps")
 
 
@@ -295,3 +304,63 @@ def test_a_stage_of_one_step_has_no_interval_to_choose() -> None:
     rule = UntilMetric(metric="nll", reaches=1, direction="below", at_most="1 step")
     with pytest.raises(BindError, match=r"; got 1; choose a longer 'at_most'$"):
         check_rule(spans(rule)[0], eval_every=1)
+
+
+def test_a_stage_that_may_be_left_out_is_followed_at_once_at_the_earliest() -> None:
+    found = spans(OPTIONAL, "10 steps")
+    assert [(span.most, span.least, span.earliest) for span in found] == [(40, 15, 0), (10, 10, 0)]
+
+
+def test_a_stage_that_is_left_out_takes_no_step() -> None:
+    timeline = Timeline(spans(OPTIONAL, "10 steps"))
+    end = timeline.leave_out()
+    assert end == StageEnd(stage="stage 1", planned=40, done=0, why="explained")
+    assert (timeline.start, timeline.num_steps, timeline.remaining()) == (0, 10, range(1, 2))
+
+
+def test_a_stage_that_is_not_left_out_ends_by_its_own_rule() -> None:
+    timeline = Timeline(spans(OPTIONAL, "10 steps"))
+    ends = [window(timeline, 5 * at, *[1.0] * 5) for at in range(3)]
+    assert [end and end.why for end in ends] == [None, None, "plateau"]
+
+
+def test_a_stage_of_another_duration_cannot_be_left_out() -> None:
+    timeline = Timeline(spans("10 steps"))
+    with pytest.raises(
+        ValueError, match=r"^stage 'stage 1' cannot be left out; its length is 10 steps$"
+    ):
+        timeline.leave_out()
+
+
+def test_a_stage_after_an_omitted_stage_takes_steps_of_its_own() -> None:
+    timeline = Timeline(spans(OPTIONAL, OPTIONAL, "10 steps"))
+    timeline.leave_out()
+    timeline.close(7, "plateau")
+    assert [(end.done, end.why) for end in timeline.ends] == [(0, "explained"), (7, "plateau")]
+    assert timeline.num_steps == 17
+
+
+@pytest.mark.parametrize(
+    ("worth", "last"), [(Fraction(0), 10), (Fraction(1), 83), (Fraction(1, 3), 34)]
+)
+def test_the_last_stage_takes_what_unused_steps_are_worth(worth: Fraction, last: int) -> None:
+    planned = spans(OPTIONAL, OPTIONAL, "10 steps")
+    timeline = Timeline([replace(span, worth=worth) for span in planned])
+    timeline.leave_out()
+    timeline.close(7, "plateau")
+    # Unused are 40 and 33 steps.
+    assert timeline.num_steps == 7 + last
+    assert timeline.due(7) == 7 + last
+    assert timeline.close(7 + last, "length").planned == last
+
+
+def test_a_timeline_goes_on_after_a_stage_that_was_left_out() -> None:
+    planned = [replace(span, worth=Fraction(1)) for span in spans(OPTIONAL, PLATEAU, "10 steps")]
+    timeline = Timeline(planned)
+    timeline.leave_out()
+    window(timeline, 0, *[1.0] * 5)
+    restored = Timeline(planned)
+    restored.restore(timeline.state(), 5)
+    assert restored.ends == timeline.ends
+    assert restored.state() == timeline.state()
+    assert restored.num_steps == timeline.num_steps == 90

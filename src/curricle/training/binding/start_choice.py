@@ -1,0 +1,75 @@
+"""Choice of a start among those that the models allow.
+
+Binding tries the candidates of an `AutoStart` in order. The first that can be bound is taken, and
+the reasons against those before it become notes of the plan.
+
+Design: a start can be bound or raises `BindError` with the reason, so the choice needs no rule of
+its own and takes every start that exists.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from curricle.curriculum.initialization import AutoStart, ClosedForm, WarmStart
+from curricle.data.streams import Stream
+from curricle.errors import BindError
+from curricle.models.tapped import TappedModel
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.starting import BoundStart, bind_start, start_notes
+from curricle.training.setup.placement import Placement
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartChoice:
+    """A bound start, or none, and the reasons."""
+
+    start: BoundStart | None
+    """The start; None leaves the student as drawn."""
+    notes: tuple[str, ...]
+    """Sentences for people."""
+
+
+def choose_start(
+    declared: WarmStart | None,
+    student: TappedModel,
+    teacher: LiveTeacher | None,
+    *,
+    stream: Stream,
+    seed: int,
+    placement: Placement,
+) -> StartChoice:
+    """Return a start bound to models and data; of an `AutoStart` the first that can be bound.
+
+    Args:
+        declared: The start as declared.
+        student: The model that learns.
+        teacher: The model that teaches; None where its targets are stored.
+        stream: Training data.
+        seed: Seed of the run.
+        placement: Placement of the models.
+
+    Raises:
+        BindError: If a declared start does not fit; an `AutoStart` always fits.
+    """
+
+    def bound(start: ClosedForm | None) -> BoundStart | None:
+        return bind_start(start, student, teacher, stream=stream, seed=seed, placement=placement)
+
+    if not isinstance(declared, AutoStart):
+        start = bound(declared)
+        return StartChoice(start=start, notes=start_notes(start))
+    if teacher is None:
+        note = "'init' 'auto' leaves the student as drawn, since stored targets have no weights"
+        return StartChoice(start=None, notes=(note,))
+    reasons: list[str] = []
+    for candidate in declared.candidates:
+        try:
+            start = bound(candidate)
+        except BindError as error:
+            reasons.append(f"not {candidate.kind!r}: {error}")
+            continue
+        note = "; ".join([f"'init' 'auto' begins with {candidate.kind!r}", *reasons])
+        return StartChoice(start=start, notes=(note, *start_notes(start)))
+    note = "; ".join(["'init' 'auto' leaves the student as drawn", *reasons])
+    return StartChoice(start=None, notes=(note,))
