@@ -13,12 +13,17 @@ at every budget, nothing is said about the end.
 from collections.abc import Mapping, Sequence
 from typing import final
 
+from curricle.figure_points import Chart, Panel
 from curricle.metrics import Direction
 from curricle.reports.comparisons import Difference, difference
 from curricle.reports.formatting import NONE, is_share, short
+from curricle.reports.scores import Evaluated
+from curricle.reports.summary import Summary
 from curricle.reports.tables import Grid
-from curricle.values import value
+from curricle.values import Plain, value
 
+ENDS_AT = "gain ends at"
+"""Heading of the column with the end of a gain."""
 Numbers = Mapping[str, Mapping[float, Mapping[int, float]]]
 """Final values of a metric: by method, by budget, by seed."""
 
@@ -106,31 +111,108 @@ def _gain(
     return difference(numbers, reference) if better == "higher" else difference(reference, numbers)
 
 
-def gains_grid(gains: Sequence[MethodGains], *, metric: str, baseline: str, unit: str) -> Grid:
-    """Return one row a method: its gain at every budget, and the budget at which it ends.
+@final
+@value
+class MetricGains:
+    """Gains of all methods in one metric."""
+
+    metric: str
+    """Name of the metric."""
+    baseline: str
+    """Name of the method with which the others are compared."""
+    unit: str
+    """Unit of the budgets."""
+    methods: tuple[MethodGains, ...]
+    """Gains of each other method."""
+
+    def grid(self) -> Grid:
+        """Return one row a method: its gain at every budget, and the budget at which it ends."""
+        budgets = sorted({budget for method in self.methods for budget in method.gains})
+        words = self.metric.replace("_", " ")
+        scale = "percentage points" if is_share(self.metric) else "higher is better"
+        return Grid(
+            title=f"Gain over {self.baseline} in {words} ({scale})",
+            columns=("method", *(f"{short(budget)} {self.unit}" for budget in budgets), ENDS_AT),
+            rows=tuple(
+                (
+                    method.method,
+                    *(gain_text(self.metric, method.gains.get(budget)) for budget in budgets),
+                    method.words(self.unit),
+                )
+                for method in self.methods
+            ),
+            numeric=(False, *[True] * len(budgets), False),
+        )
+
+    def line(self) -> str:
+        """Return the end of each method's gain in a sentence."""
+        words = self.metric.replace("_", " ")
+        ends = "; ".join(f"{method.method}: {method.words(self.unit)}" for method in self.methods)
+        return f"end of the gain over {self.baseline} in {words}: {ends}"
+
+    def plain(self) -> Plain:
+        """Return plain data, as JSON has it."""
+        return {
+            "metric": self.metric,
+            "baseline": self.baseline,
+            "unit": self.unit,
+            "methods": {
+                method.method: {
+                    "gains": [
+                        {"budget": budget, "mean": gain.mean, "ci95": gain.ci95}
+                        for budget, gain in method.gains.items()
+                    ],
+                    "is_determined": method.is_determined,
+                    "end": method.end,
+                }
+                for method in self.methods
+            },
+        }
+
+
+def recipe_gains(
+    chart: Chart, panels: Sequence[tuple[Panel, Summary]], scores: Sequence[Evaluated]
+) -> tuple[MetricGains, ...]:
+    """Return the gains in the metric of a recipe's comparisons and in each score.
 
     Args:
-        gains: Gains of the methods.
-        metric: Name of the metric; shares are given in percentage points.
-        baseline: Name of the method with which they are compared.
-        unit: Unit of the budgets.
+        chart: Names the baseline; without one, or without numbers as places of the panels, there
+            are no gains.
+        panels: Comparisons with their summaries; their places are the budgets.
+        scores: Scores of their students on other data.
     """
-    budgets = sorted({budget for method in gains for budget in method.gains})
-    words = metric.replace("_", " ")
-    scale = "percentage points" if is_share(metric) else "higher is better"
-    return Grid(
-        title=f"Gain over {baseline} in {words} ({scale})",
-        columns=("method", *(f"{short(budget)} {unit}" for budget in budgets), "gain ends at"),
-        rows=tuple(
-            (
-                method.method,
-                *(gain_text(metric, method.gains.get(budget)) for budget in budgets),
-                method.words(unit),
-            )
-            for method in gains
-        ),
-        numeric=(False, *[True] * len(budgets), False),
+    budgets = {panel.name: panel.x for panel, _ in panels if isinstance(panel.x, float)}
+    if not chart.baseline or len(budgets) < len(panels):
+        return ()
+    first = panels[0][1]
+    finals = {
+        panel.name: {name: method.finals for name, method in summary.methods.items()}
+        for panel, summary in panels
+    }
+    metrics = [(first.metric, first.better, finals)] if first.better else []
+    metrics += [(evaluation.metric, "higher", evaluation.students) for evaluation in scores]
+    return tuple(
+        MetricGains(
+            metric=metric,
+            baseline=chart.baseline,
+            unit=str(first.budget.get("unit", "")),
+            methods=gains_over(_by_method(by_panel, budgets), chart.baseline, better),
+        )
+        for metric, better, by_panel in metrics
     )
+
+
+def _by_method(
+    by_panel: Mapping[str, Mapping[str, Mapping[int, float]]], budgets: Mapping[str, float]
+) -> Numbers:
+    """Return numbers by method and budget, from those by panel and method."""
+    methods = dict.fromkeys(method for panel in by_panel.values() for method in panel)
+    return {
+        method: {
+            budget: by_panel.get(panel, {}).get(method, {}) for panel, budget in budgets.items()
+        }
+        for method in methods
+    }
 
 
 def gain_text(metric: str, gain: Difference | None) -> str:

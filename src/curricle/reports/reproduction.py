@@ -35,7 +35,8 @@ from curricle.reports.charts import (
     statistics,
 )
 from curricle.reports.document import again, document, note, section, table
-from curricle.reports.formatting import NONE, short, with_interval
+from curricle.reports.formatting import NONE, metric_text, short, with_interval
+from curricle.reports.gains import MetricGains, recipe_gains
 from curricle.reports.headline import headline
 from curricle.reports.method_tables import (
     OVERVIEW,
@@ -46,11 +47,17 @@ from curricle.reports.method_tables import (
 )
 from curricle.reports.printed import View, save_panels
 from curricle.reports.run_folders import load_runs
+from curricle.reports.scores import Evaluated, read_scores, score_points
 from curricle.reports.summary import Summary
 from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
 from curricle.values import plain
 
 FIGURE, SUMMARY, PAGE, TABLES = "figure", "summary.json", "report.html", "methods.md"
+ENDS = (
+    "A gain is the mean difference from the baseline over seeds, paired, with half of its 95 % "
+    "interval; positive is better. It ends at the smallest budget from which on, up to the "
+    "largest, the interval contains zero or lies below it."
+)
 INTERVALS = (
     "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
     "one. A strategy that did not reach the goal on every seed has no point."
@@ -83,17 +90,33 @@ def write_recipe_report(
         for panel, summary in zip(recipe.panels, summaries, strict=True)
         if panel.rates
     ]
-    points = (*read_points(folder), *_derived(recipe, panels))
+    scores = read_scores(folder, [panel.name for panel, _ in panels])
+    points = (
+        *read_points(folder),
+        *_derived(recipe, panels),
+        *score_points(recipe.chart, panels, scores),
+    )
     statistics_ = statistics(points)
     fits = slopes(points) if recipe.chart.slopes else ()
-    _draw(folder, recipe, panels, points)
-    _write_summary(folder, recipe, panels, (statistics_, fits))
-    lines = (*(_panel_notes(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    _draw(folder, recipe, panels, points, scores=scores)
+    gains = recipe_gains(recipe.chart, panels, scores)
+    _write_summary(folder, recipe, panels, (statistics_, fits, gains))
+    lines = (
+        *(_panel_notes(panel, summary) for panel, summary in panels),
+        *map(_slope, fits),
+        *(metric.line() for metric in gains),
+        *(
+            f"{evaluation.name}: the teacher has {metric_text('accuracy', evaluation.teacher)}"
+            for evaluation in scores
+            if evaluation.teacher is not None
+        ),
+    )
     lines = (recipe.caution,) if recipe.caution else lines
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
         section("Figure", _image(folder)),
+        section("Gains", *(table(metric.grid()) for metric in gains), note(ENDS)) if gains else "",
         *(_methods(tuned, recipe.left_out) if tuned else ()),
         section("Numbers", table(_grid(statistics_)), note(INTERVALS)) if statistics_ else "",
         *(_panel(panel, summary) for panel, summary in panels),
@@ -166,9 +189,12 @@ def _draw(
     recipe: RecipeRecord,
     panels: Sequence[tuple[Panel, Summary]],
     points: Sequence[Point],
+    *,
+    scores: Sequence[Evaluated],
 ) -> None:
     if recipe.chart.kind != "curves":
-        save_chart(recipe.chart, points, folder / FIGURE, panels)
+        labels = {evaluation.name: "accuracy" for evaluation in scores}
+        save_chart(recipe.chart, points, folder / FIGURE, panels, axes_labels=labels)
         return
     rows = [
         (
@@ -185,9 +211,9 @@ def _write_summary(
     folder: Path,
     recipe: RecipeRecord,
     panels: Sequence[tuple[Panel, Summary]],
-    numbers: tuple[Sequence[Statistic], Sequence[Slope]],
+    numbers: tuple[Sequence[Statistic], Sequence[Slope], Sequence[MetricGains]],
 ) -> None:
-    statistics_, fits = numbers
+    statistics_, fits, gains = numbers
     document_: dict[str, object] = {
         "recipe": recipe.name,
         "scale": recipe.scale,
@@ -196,6 +222,8 @@ def _write_summary(
         "points": [plain(statistic) for statistic in statistics_],
         "slopes": [plain(statistic) for statistic in fits],
     }
+    if gains:
+        document_["gains"] = [metric.plain() for metric in gains]
     text = json.dumps(document_, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / SUMMARY, text + "\n")
 

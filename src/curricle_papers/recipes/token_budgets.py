@@ -196,7 +196,13 @@ TOKEN_BUDGETS = Recipe(
     ),
     costs={"smoke": "seconds", "small": "2 h", "paper": "one GPU, 10 min"},
     chart=Chart(
-        kind="lines", of="final", x="total FLOPs", y="final negative log-likelihood", log_x=True
+        kind="lines",
+        of="final",
+        x="total FLOPs",
+        y="final negative log-likelihood in nats",
+        log_x=True,
+        x_from="total_flops",
+        baseline=BASELINE,
     ),
     panels=_panels,
 )

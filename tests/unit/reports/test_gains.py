@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.reports.comparisons import Difference
-from curricle.reports.gains import MethodGains, gain_text, gains_grid, gains_over
+from curricle.reports.gains import MethodGains, MetricGains, gain_text, gains_over
 
 HALF = 4.3027 / 3**0.5
 """Half of the interval of three differences with deviation 1."""
@@ -114,11 +114,14 @@ def test_a_budget_without_runs_of_the_method_leaves_the_end_open() -> None:
 
 
 def test_the_table_has_a_column_a_budget_and_the_end() -> None:
-    gains = [gains_of((0.5, 0.1), (0.002, 0.1))]
-    grid = gains_grid(gains, metric="nll", baseline="one_shot", unit="tokens")
+    methods = (gains_of((0.5, 0.1), (0.002, 0.1)),)
+    gains = MetricGains(metric="nll", baseline="one_shot", unit="tokens", methods=methods)
+    grid = gains.grid()
     assert grid.title == "Gain over one_shot in nll (higher is better)"
     assert grid.columns == ("method", "1k tokens", "4k tokens", "gain ends at")
     assert grid.rows == (("extraction", "+0.500 ± 0.100", "+0.002 ± 0.100", "4k tokens"),)
+    assert gains.line() == "end of the gain over one_shot in nll: extraction: 4k tokens"
+    assert gains.plain()["methods"]["extraction"]["end"] == 4000.0
 
 
 def test_gains_of_shares_are_percentage_points() -> None:
