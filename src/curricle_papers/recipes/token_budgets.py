@@ -32,7 +32,7 @@ BASELINE = "one_shot"
 """Method over which gains are measured."""
 SEEDS: Mapping[Scale, tuple[int, ...]] = {"smoke": (0,), "small": (0, 1, 2), "paper": (0, 1, 2)}
 STEPS: Mapping[Scale, tuple[int, ...]] = {
-    "smoke": (4, 8, 16, 32),
+    "smoke": (8, 16, 32, 64),
     "small": (32, 128, 512, 2048),
     "paper": (32, 128, 512, 2048),
 }
