@@ -135,7 +135,7 @@ def _task(scale: Scale) -> TextTask:
         objective="next_token",
         vocabulary_size=300 if scale == "smoke" else 4096,
         window={"smoke": 16, "small": 64, "paper": 128}[scale],
-        batch_size={"smoke": 8, "small": 32, "paper": 128}[scale],
+        batch_size={"smoke": 8, "small": 32, "paper": 64}[scale],
         evaluation_batches={"smoke": 1, "small": 30, "paper": 20}[scale],
     )
 
@@ -194,7 +194,7 @@ TOKEN_BUDGETS = Recipe(
         "at 123M and 735M parameters, up to 168B tokens and equal compute, hidden layers beside or "
         "before the logits gain in perplexity, and not consistently on downstream tasks"
     ),
-    costs={"smoke": "seconds", "small": "2 h", "paper": "one GPU, 10 min"},
+    costs={"smoke": "seconds", "small": "2 h", "paper": "one GPU, 8 min"},
     chart=Chart(
         kind="lines",
         of="final",
