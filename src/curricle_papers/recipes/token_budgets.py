@@ -33,8 +33,8 @@ BASELINE = "one_shot"
 SEEDS: Mapping[Scale, tuple[int, ...]] = {"smoke": (0,), "small": (0, 1, 2), "paper": (0, 1, 2)}
 STEPS: Mapping[Scale, tuple[int, ...]] = {
     "smoke": (8, 16, 32, 64),
-    "small": (32, 128, 512, 2048),
-    "paper": (32, 128, 512, 2048),
+    "small": (24, 96, 384, 1536),
+    "paper": (16, 64, 256, 1024),
 }
 """Steps of the budgets."""
 EVALUATIONS = 8
@@ -135,7 +135,7 @@ def _task(scale: Scale) -> TextTask:
         objective="next_token",
         vocabulary_size=300 if scale == "smoke" else 4096,
         window={"smoke": 16, "small": 64, "paper": 128}[scale],
-        batch_size={"smoke": 8, "small": 32, "paper": 64}[scale],
+        batch_size={"smoke": 8, "small": 32, "paper": 128}[scale],
         evaluation_batches={"smoke": 1, "small": 30, "paper": 20}[scale],
     )
 
