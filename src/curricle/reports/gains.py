@@ -19,7 +19,7 @@ from curricle.reports.comparisons import Difference, difference
 from curricle.reports.formatting import NONE, is_share, short
 from curricle.reports.scores import Evaluated
 from curricle.reports.summary import Summary
-from curricle.reports.tables import Grid
+from curricle.reports.tables import Grid, to_markdown
 from curricle.values import Plain, value
 
 ENDS_AT = "gain ends at"
@@ -168,6 +168,12 @@ class MetricGains:
                 for method in self.methods
             },
         }
+
+
+def gains_markdown(gains: Sequence[MetricGains]) -> str:
+    """Return a Markdown table of gains for each metric, under its title."""
+    grids = [metric.grid() for metric in gains]
+    return "\n".join(f"**{grid.title}**\n\n{to_markdown(grid)}" for grid in grids)
 
 
 def recipe_gains(

@@ -2,7 +2,7 @@
 
 In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
 numbers behind them, and `report.html`, which puts the original beside the reproduction. With
-learning rates from a first pass there is also `methods.md`, tables in Markdown. All are made from
+learning rates from a first pass there is also `methods.md`, and with a baseline `gains.md`. All are made from
 the records in the folder.
 """
 
@@ -36,7 +36,7 @@ from curricle.reports.charts import (
 )
 from curricle.reports.document import again, document, note, section, table
 from curricle.reports.formatting import NONE, metric_text, short, with_interval
-from curricle.reports.gains import MetricGains, recipe_gains
+from curricle.reports.gains import MetricGains, gains_markdown, recipe_gains
 from curricle.reports.headline import headline
 from curricle.reports.method_tables import (
     OVERVIEW,
@@ -53,6 +53,7 @@ from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
 from curricle.values import plain
 
 FIGURE, SUMMARY, PAGE, TABLES = "figure", "summary.json", "report.html", "methods.md"
+GAINS = "gains.md"
 ENDS = (
     "A gain is the mean difference from the baseline over seeds, paired, with half of its 95 % "
     "interval; positive is better. It ends at the smallest budget from which on, up to the "
@@ -101,6 +102,8 @@ def write_recipe_report(
     _draw(folder, recipe, panels, points, scores=scores)
     gains = recipe_gains(recipe.chart, panels, scores)
     _write_summary(folder, recipe, panels, (statistics_, fits, gains))
+    if gains:
+        write_text(folder / GAINS, gains_markdown(gains))
     lines = (
         *(_panel_notes(panel, summary) for panel, summary in panels),
         *map(_slope, fits),
@@ -116,7 +119,7 @@ def write_recipe_report(
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
         section("Figure", _image(folder)),
-        section("Gains", *(table(metric.grid()) for metric in gains), note(ENDS)) if gains else "",
+        section("Gains", *map(_gains, gains), note(ENDS)) if gains else "",
         *(_methods(tuned, recipe.left_out) if tuned else ()),
         section("Numbers", table(_grid(statistics_)), note(INTERVALS)) if statistics_ else "",
         *(_panel(panel, summary) for panel, summary in panels),
@@ -235,6 +238,11 @@ def _panel_notes(panel: Panel, summary: Summary) -> str:
 def _slope(fit: Slope) -> str:
     name = f"{fit.panel} {fit.series}".strip()
     return f"{name}: slope {fit.slope:.2f} ± {fit.ci95:.2f}"
+
+
+def _gains(metric: MetricGains) -> str:
+    grid = metric.grid()
+    return f"<h3>{html.escape(grid.title)}</h3>{table(grid)}"
 
 
 def _header(recipe: RecipeRecord) -> str:

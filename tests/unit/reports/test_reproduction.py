@@ -88,6 +88,9 @@ def test_gains_over_a_baseline_have_a_table_and_an_end(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "<th>gain ends at</th>" in page
     assert "+25.00 ± 0.00" in page
+    tables = (folder / "gains.md").read_text()
+    assert "**Gain over one_shot in pairs accuracy (percentage points)**" in tables
+    assert "| extraction | +25.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 | 2 " in tables
     gains = json.loads((folder / "summary.json").read_text())["gains"]
     assert [metric["metric"] for metric in gains] == ["accuracy", "pairs_accuracy"]
 
