@@ -2,8 +2,8 @@
 
 In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
 numbers behind them, and `report.html`, which puts the original beside the reproduction. With
-learning rates from a first pass there is also `methods.md`, and with a baseline `gains.md`. All are made from
-the records in the folder.
+learning rates from a first pass there is also `methods.md`, and with a baseline `gains.md`. All are
+made from the records in the folder.
 """
 
 import base64

@@ -6,28 +6,27 @@ is left alone, so an interrupted evaluation goes on where it stopped. The panels
 copies of one teacher, of which the first is scored.
 """
 
-import multiprocessing
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import final
 
-import torch
-
 from curricle.data.table_files import tables_in
 from curricle.errors import CheckpointError, DataError, reason
 from curricle.figure_points import PANELS, RECIPE, read_recipe
 from curricle.files import content_digest
-from curricle.records import Score, read_score, score_file, write_score
+from curricle.records import Record, Score, read_score, score_file, write_score
 from curricle.reports.formatting import mean_text
 from curricle.reports.tables import Grid
 from curricle.runs.export import EXPORT
 from curricle.runs.fine_tuning import FineTuning
 from curricle.runs.folder import TEACHER, end_of, read_origin, stored_spec
+from curricle.runs.pool import RecordWatcher, work_off
 from curricle.runs.run_evaluation import fine_tune_run, score_run
 from curricle.runs.train import student_runs
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import plain
 
 Watch = Callable[[int, int], None]
@@ -154,29 +153,38 @@ def score_models(
     models = list(_finished_models(folder))
     settings = scoring.settings()
     waiting = [model for model in models if not _is_kept(model, scoring.name, settings)]
-    work = partial(_score, scoring, settings)
-    for number, _ in enumerate(_done(work, waiting, jobs), start=len(models) - len(waiting) + 1):
+    numbers = itertools.count(len(models) - len(waiting) + 1)
+
+    def count(_model: Path) -> tuple[Path, ...]:
         if watch is not None:
-            watch(number, len(models))
+            watch(next(numbers), len(models))
+        return ()
+
+    work_off(
+        waiting,
+        partial(_score, scoring, settings, 1 if jobs > 1 else None),
+        jobs=jobs,
+        watch=_ignore,
+        again="curricle evaluate --all-students",
+        following=count,
+    )
     return [(model, read_score(score_file(model, scoring.name))) for model in models]
 
 
-def _score(scoring: Scoring, settings: dict[str, object], folder: Path) -> None:
+def _ignore(_name: str, _record: Record) -> None:
+    """Receive nothing: an evaluation writes no records of training."""
+
+
+def _score(
+    scoring: Scoring,
+    settings: dict[str, object],
+    threads: int | None,
+    folder: Path,
+    _watch: RecordWatcher,
+) -> None:
     """Keep the score of one model."""
-    write_score(folder, scoring.score(folder, settings))
-
-
-def _done(work: Callable[[Path], None], folders: Sequence[Path], jobs: int) -> Iterator[None]:
-    """Yield after each folder that is worked on, in this process or in several."""
-    if jobs == 1:
-        yield from map(work, folders)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        for future in as_completed([pool.submit(work, folder) for folder in folders]):
-            yield future.result()
+    with TrainingSettings(threads=threads).stated_threads():
+        write_score(folder, scoring.score(folder, settings))
 
 
 def _finished_models(folder: Path) -> Iterator[Path]:

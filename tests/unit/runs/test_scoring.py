@@ -97,12 +97,6 @@ def test_scores_of_two_ways_are_not_mixed(folder: Path, pairs: Path, scored: lis
     assert len(scored) == 4
 
 
-def test_several_processes_work_on_each_folder_once(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in "abc"]
-    assert len(list(scoring._done(Path.mkdir, folders, jobs=2))) == 3
-    assert all(folder.is_dir() for folder in folders)
-
-
 def test_a_score_of_texts_is_the_mean_over_the_seeds_of_the_fine_tuning(
     folder: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
