@@ -62,6 +62,12 @@ class Chart:
     """Whether the horizontal axis is logarithmic."""
     log_y: bool = False
     """Whether the vertical axis is logarithmic."""
+    x_from: Literal["panel", "total_flops"] = "panel"
+    """Where numbers of comparisons stand on the horizontal axis: at their panel's place, or at the
+    mean FLOPs of a strategy's runs, student and teacher."""
+    baseline: str = ""
+    """Strategy over which gains are measured along the panels, whose places are the budgets; the
+    report names the budget at which each gain ends. Empty measures none."""
     slopes: bool = False
     """Whether a power law y ~ x^slope is fitted to every series and given with its interval."""
 

@@ -12,7 +12,8 @@ The field `kind` names the kind of a record: `run` (once at the start: the setup
 All but the first hold `Usage`, the cost until then.
 
 Results of probes of a finished run are in `probes.jsonl` beside it, one `ProbeRecord` a line; they
-can be computed again at any time and are not part of the run.
+can be computed again at any time and are not part of the run. Neither are the scores of a finished
+model on other data, a `Score` in each file of its folder `scores`.
 
 Units: steps, examples, tokens, FLOPs (multiply and add count as two), seconds of training without
 evaluation and checkpoints.
@@ -32,8 +33,10 @@ from curricle.checksums import (
     check_sealed,
     is_cut,
     read_lines,
+    read_sealed,
     sealed_lines,
     sealed_names,
+    write_sealed,
 )
 from curricle.errors import CheckpointError, reason
 from curricle.files import disk_errors, write_bytes
@@ -42,6 +45,8 @@ from curricle.yaml_specs import Document
 
 RECORDS, PROBES = "records.jsonl", "probes.jsonl"
 """Names of the files of a run folder with the records of the run, and of its probes."""
+SCORES = "scores"
+"""Name of the folder, beside the records of a model, with its scores on other data."""
 
 
 @final
@@ -320,6 +325,21 @@ class ProbeRecord:
     """Measured numbers by name."""
 
 
+@final
+@value
+class Score:
+    """Accuracy of a finished model on data other than those of its run."""
+
+    name: str
+    """Name of the data, and of the file."""
+    accuracy: float
+    """Share of right answers; a mean over kinds of sentences, or over seeds of a fine-tuning."""
+    settings: dict[str, object]
+    """Evaluation with its data and options; scores with equal settings can be compared."""
+    details: dict[str, object]
+    """All numbers of the evaluation."""
+
+
 Record = Annotated[
     RunRecord | StageRecord | StepRecord | EvaluationRecord | StageEndRecord | EndRecord,
     Field(discriminator="kind"),
@@ -462,6 +482,39 @@ def read_probes(path: Path) -> list[ProbeRecord]:
         raise CheckpointError(
             f"{str(path)!r} must be the file that 'curricle probe' wrote; {reason(error)}"
         ) from None
+
+
+def score_file(folder: Path, name: str) -> Path:
+    """Return the file of a score of the model in a folder.
+
+    Args:
+        folder: Folder of the records of a model.
+        name: Name of the data.
+    """
+    return folder / SCORES / f"{name}.json"
+
+
+def write_score(folder: Path, score: Score) -> None:
+    """Write a score of the model in a folder, in place of an earlier one of the same name."""
+    path = score_file(folder, score.name)
+    path.parent.mkdir(exist_ok=True)
+    write_sealed(path, plain(score))
+
+
+def read_score(path: Path) -> Score:
+    """Return the score in a file.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    try:
+        score: Score = parse(Score, read_sealed(path), source=str(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} must hold a score: {reason(error)}; remove it, and 'curricle evaluate' "
+            f"measures it again"
+        ) from None
+    return score
 
 
 def _chain_of(path: Path, size: int, head: str | None) -> LineChain:

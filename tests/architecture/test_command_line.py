@@ -31,7 +31,8 @@ FROZEN = {
         [
             *("--on", "--strategy", "--seed", "--metric", "--repetitions", "--blimp", "--lm-eval"),
             "--pairs",
-            *("--fine-tune", "--test", "--seeds", "--epochs", "--learning-rate", "--json"),
+            *("--fine-tune", "--test", "--seeds", "--epochs", "--learning-rate"),
+            *("--all-students", "--jobs", "--json"),
         ],
     ),
     "export": (

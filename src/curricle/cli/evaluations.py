@@ -19,6 +19,8 @@ from curricle.values import Plain
 
 if TYPE_CHECKING:
     from curricle.reports.tables import Grid
+    from curricle.runs.fine_tuning import FineTuned, FineTuning
+    from curricle.runs.scoring import Scoring
 
 OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -30,6 +32,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "--seeds": ("--fine-tune",),
         "--epochs": ("--fine-tune",),
         "--learning-rate": ("--fine-tune",),
+        "--all-students": ("--blimp", "--fine-tune"),
     }
 )
 """Evaluations that read an option; the one without a name measures the task of the run."""
@@ -101,13 +104,27 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
         float | None,
         typer.Option(help="With --fine-tune: peak of the learning rate; 0.0001 by default."),
     ] = None,
+    all_students: Annotated[
+        bool,
+        typer.Option(
+            "--all-students",
+            help="With --blimp or --fine-tune: score every finished model of a comparison or a "
+            "recipe, and keep the scores with them for reports; kept ones are not measured again.",
+        ),
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --all-students: models that are scored at once; 1 by default."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Compare a finished student with its teacher: metrics, size and speed on this machine.
 
     With --blimp, --lm-eval or --fine-tune RUN may also be a Hugging Face folder.
     """
-    from curricle.runs.fine_tuning import FineTuning, split_files
+    from curricle.runs.fine_tuning import FineTuning
     from curricle.runs.run_evaluation import evaluate_run, fine_tune_run, harness_run, score_run
 
     modes = {"--blimp": blimp, "--lm-eval": lm_eval, "--fine-tune": fine_tune}
@@ -120,10 +137,20 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
         "--seeds": seeds,
         "--epochs": epochs,
         "--learning-rate": learning_rate,
+        "--all-students": all_students or None,
     }
     _check_options(*(_given(arguments) for arguments in (modes, options)))
+    selection = {"--strategy": strategy, "--seed": seed}
+    _check_models(selection if all_students else {"--jobs": jobs}, all_students=all_students)
+    tuning = FineTuning(
+        epochs=epochs or 3, learning_rate=1e-4 if learning_rate is None else learning_rate
+    )
+    texts = None if fine_tune is None else _texts(fine_tune, test)
     notes: tuple[str, ...]
-    if blimp is not None:
+    if all_students:
+        scoring = _scoring(blimp or fine_tune, texts, limit=limit, seeds=seeds or 3, tuning=tuning)
+        _score_all(run, scoring, jobs=jobs or 1, as_json=as_json)
+    elif blimp is not None:
         with _progress("scoring pairs") as watch:
             accuracy = score_run(run, blimp, limit=limit, strategy=strategy, seed=seed, watch=watch)
         notes = (f"{accuracy.pairs:,} pairs, {accuracy.ties} ties, which count as wrong",)
@@ -133,26 +160,11 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
         cut = "" if limit is None else f", of each task the first {limit:,} examples"
         notes = (f"lm_eval {scores.version}{cut}",)
         _show(scores.grid(), notes, scores.plain(), as_json=as_json)
-    elif fine_tune is not None:
-        tuning = FineTuning(
-            epochs=epochs or 3, learning_rate=1e-4 if learning_rate is None else learning_rate
-        )
-        is_folder = test is None and fine_tune.is_dir()
-        texts = split_files(fine_tune) if is_folder else (fine_tune, _require_test(test))
+    elif fine_tune is not None and texts is not None:
         tuned = fine_tune_run(
-            run,
-            *texts,
-            strategy=strategy,
-            seed=seed,
-            seeds=range(seeds or 3),
-            tuning=tuning,
+            run, *texts, strategy=strategy, seed=seed, seeds=range(seeds or 3), tuning=tuning
         )
-        counts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
-        notes = (
-            f"{counts} of {len(tuned.classes)} classes; {tuned.steps:,} steps a seed",
-            f"new weights: {', '.join(tuned.new_weights) or 'none'}",
-        )
-        _show(tuned.grid(fine_tune.name), notes, tuned.plain(), as_json=as_json)
+        _show(tuned.grid(fine_tune.name), _notes(tuned), tuned.plain(), as_json=as_json)
     else:
         evaluation = evaluate_run(
             run,
@@ -165,15 +177,75 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
         _show(evaluation.grid(), evaluation.notes, evaluation.plain(), as_json=as_json)
 
 
-def _require_test(test: Path | None) -> Path:
-    """Return the file of test texts.
+def _notes(tuned: "FineTuned") -> tuple[str, ...]:
+    """Return the sizes of a fine-tuning in words."""
+    counts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
+    return (
+        f"{counts} of {len(tuned.classes)} classes; {tuned.steps:,} steps a seed",
+        f"new weights: {', '.join(tuned.new_weights) or 'none'}",
+    )
+
+
+def _texts(train: Path, test: Path | None) -> tuple[Path, Path]:
+    """Return the files of training and test texts.
 
     Raises:
-        SpecError: If none is given.
+        SpecError: If the first is no folder and the second is not given.
     """
-    if test is None:
-        raise SpecError("'--fine-tune' must come with '--test', the texts to be judged by")
-    return test
+    from curricle.runs.fine_tuning import split_files
+
+    if test is not None:
+        return train, test
+    if train.is_dir():
+        return split_files(train)
+    raise SpecError("'--fine-tune' must come with '--test', the texts to be judged by")
+
+
+def _scoring(
+    data: Path | None,
+    texts: tuple[Path, Path] | None,
+    *,
+    limit: int | None,
+    seeds: int,
+    tuning: "FineTuning",
+) -> "Scoring":
+    """Return the evaluation of all models: fine-tuning if there are texts, else pairs."""
+    from curricle.runs.scoring import PairScoring, TextScoring
+
+    assert data is not None  # noqa: S101 - options were checked
+    if texts is None:
+        return PairScoring(pairs=data, limit=limit)
+    train, test = texts
+    name = data.name.partition(".")[0]
+    return TextScoring(name=name, train=train, test=test, seeds=tuple(range(seeds)), tuning=tuning)
+
+
+def _score_all(run: Path, scoring: "Scoring", *, jobs: int, as_json: bool) -> None:
+    """Score all models of a folder and print the means over seeds."""
+    from curricle.runs.scoring import score_models, scores_grid
+
+    with _progress("scoring models") as watch:
+        scores = score_models(run, scoring, jobs=jobs, watch=watch)
+    facts = {
+        str(folder): {"name": score.name, "accuracy": score.accuracy} for folder, score in scores
+    }
+    notes = (f"kept beside the records of {len(scores)} models",)
+    _show(scores_grid(scores), notes, facts, as_json=as_json)
+
+
+def _check_models(options: Mapping[str, object], *, all_students: bool) -> None:
+    """Check that options suit the number of models.
+
+    Args:
+        options: Options that must not be given.
+        all_students: Whether all models are scored.
+
+    Raises:
+        SpecError: If one is given.
+    """
+    for option in _given(options):
+        rule = "be left out with" if all_students else "come with"
+        raise SpecError(f"{option!r} must {rule} '--all-students', which scores every model")
 
 
 def _tasks(names: str) -> list[str]:

@@ -10,8 +10,10 @@ become points first, so that there is a single way to draw them.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from types import MappingProxyType
 from typing import final
 
 from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ from curricle.figure_points import Chart, Panel, Point
 from curricle.reports.curves import colors
 from curricle.reports.formatting import half_width, limits, mean, short, t_quantile
 from curricle.reports.printed import MARKERS, drawing, label, save
-from curricle.reports.summary import Summary
+from curricle.reports.summary import MethodSummary, Summary
 from curricle.values import value
 
 WIDTH, HEIGHT = 5.2, 3.8
@@ -88,7 +90,6 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
     points: list[Point] = []
     for panel, summary in panels:
         layout = panel.chart or chart
-        x = panel.name if panel.x is None else panel.x
         for method, method_summary in summary.methods.items():
             numbers = {
                 seed.seed: seed.final.get(summary.metric)
@@ -103,10 +104,17 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
                 place = (
                     {"panel": panel.name, "series": "", "x": method}
                     if layout.kind == "bars"
-                    else {"series": method, "x": x}
+                    else {"series": method, "x": place_of(layout, panel, method_summary)}
                 )
                 points += [Point(**place, y=number, seed=seed) for seed, number in finite.items()]
     return tuple(points)
+
+
+def place_of(chart: Chart, panel: Panel, method: MethodSummary) -> float | str:
+    """Return where the numbers of a strategy in a panel stand on the horizontal axis."""
+    if chart.x_from == "total_flops":
+        return mean([seed.usage["total_flops"] for seed in method.seeds])
+    return panel.name if panel.x is None else panel.x
 
 
 def statistics(points: Sequence[Point]) -> tuple[Statistic, ...]:
@@ -163,6 +171,8 @@ def save_chart(
     points: Sequence[Point],
     path_without_suffix: Path,
     panels: Sequence[tuple[Panel, Summary]] = (),
+    *,
+    axes_labels: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Path, Path]:
     """Return the paths of a PNG and an SVG file with the points drawn.
 
@@ -172,8 +182,10 @@ def save_chart(
         path_without_suffix: Path to which `.png` and `.svg` are appended.
         panels: Comparisons that the points come from, with their summaries; bars name the
             strategies that have no number.
+        axes_labels: Labels of the vertical axis of panels that have another than the chart's.
     """
     charts = {panel.name: panel.chart for panel, _ in panels}
+    charts |= {name: replace(chart, y=words) for name, words in axes_labels.items()}
     # Where panels stand alone, one that has no point says so in its place.
     alone = panels if chart.kind == "bars" and chart.of != "points" else ()
     names = [*(panel.name for panel, _ in alone), *(point.panel for point in points)]
@@ -345,8 +357,13 @@ def _dress(axes: Axes, chart: Chart, title: str, points: Sequence[Point]) -> Non
     axes.set_title(title)
     if chart.log_x:
         axes.set_xscale("log")
-        axes.set_xticks(places, map(short, places))
-        axes.set_xticks([], minor=True)
+        # Each strategy has FLOPs of its own, too many places to label.
+        if chart.x_from == "panel":
+            axes.set_xticks(places, map(short, places))
+            axes.set_xticks([], minor=True)
+        else:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: short(number)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
     if chart.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

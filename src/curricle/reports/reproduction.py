@@ -2,8 +2,8 @@
 
 In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
 numbers behind them, and `report.html`, which puts the original beside the reproduction. With
-learning rates from a first pass there is also `methods.md`, tables in Markdown. All are made from
-the records in the folder.
+learning rates from a first pass there is also `methods.md`, and with a baseline `gains.md`. All are
+made from the records in the folder.
 """
 
 import base64
@@ -35,7 +35,8 @@ from curricle.reports.charts import (
     statistics,
 )
 from curricle.reports.document import again, document, note, section, table
-from curricle.reports.formatting import NONE, short, with_interval
+from curricle.reports.formatting import NONE, metric_text, short, with_interval
+from curricle.reports.gains import MetricGains, gains_markdown, recipe_gains
 from curricle.reports.headline import headline
 from curricle.reports.method_tables import (
     OVERVIEW,
@@ -46,11 +47,18 @@ from curricle.reports.method_tables import (
 )
 from curricle.reports.printed import View, save_panels
 from curricle.reports.run_folders import load_runs
+from curricle.reports.scores import Evaluated, read_scores, score_points
 from curricle.reports.summary import Summary
 from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
 from curricle.values import plain
 
 FIGURE, SUMMARY, PAGE, TABLES = "figure", "summary.json", "report.html", "methods.md"
+GAINS = "gains.md"
+ENDS = (
+    "A gain is the mean difference from the baseline over seeds, paired, with half of its 95 % "
+    "interval; positive is better. It ends at the smallest budget from which on, up to the "
+    "largest, the interval contains zero or lies below it."
+)
 INTERVALS = (
     "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
     "one. A strategy that did not reach the goal on every seed has no point."
@@ -83,17 +91,35 @@ def write_recipe_report(
         for panel, summary in zip(recipe.panels, summaries, strict=True)
         if panel.rates
     ]
-    points = (*read_points(folder), *_derived(recipe, panels))
+    scores = read_scores(folder, [panel.name for panel, _ in panels])
+    points = (
+        *read_points(folder),
+        *_derived(recipe, panels),
+        *score_points(recipe.chart, panels, scores),
+    )
     statistics_ = statistics(points)
     fits = slopes(points) if recipe.chart.slopes else ()
-    _draw(folder, recipe, panels, points)
-    _write_summary(folder, recipe, panels, (statistics_, fits))
-    lines = (*(_panel_notes(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    _draw(folder, recipe, panels, points, scores=scores)
+    gains = recipe_gains(recipe.chart, panels, scores)
+    _write_summary(folder, recipe, panels, (statistics_, fits, gains))
+    if gains:
+        write_text(folder / GAINS, gains_markdown(gains))
+    lines = (
+        *(_panel_notes(panel, summary) for panel, summary in panels),
+        *map(_slope, fits),
+        *(metric.line() for metric in gains),
+        *(
+            f"{evaluation.name}: the teacher has {metric_text('accuracy', evaluation.teacher)}"
+            for evaluation in scores
+            if evaluation.teacher is not None
+        ),
+    )
     lines = (recipe.caution,) if recipe.caution else lines
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
         section("Figure", _image(folder)),
+        section("Gains", *map(_gains, gains), note(ENDS)) if gains else "",
         *(_methods(tuned, recipe.left_out) if tuned else ()),
         section("Numbers", table(_grid(statistics_)), note(INTERVALS)) if statistics_ else "",
         *(_panel(panel, summary) for panel, summary in panels),
@@ -166,9 +192,12 @@ def _draw(
     recipe: RecipeRecord,
     panels: Sequence[tuple[Panel, Summary]],
     points: Sequence[Point],
+    *,
+    scores: Sequence[Evaluated],
 ) -> None:
     if recipe.chart.kind != "curves":
-        save_chart(recipe.chart, points, folder / FIGURE, panels)
+        labels = {evaluation.name: "accuracy" for evaluation in scores}
+        save_chart(recipe.chart, points, folder / FIGURE, panels, axes_labels=labels)
         return
     rows = [
         (
@@ -185,9 +214,9 @@ def _write_summary(
     folder: Path,
     recipe: RecipeRecord,
     panels: Sequence[tuple[Panel, Summary]],
-    numbers: tuple[Sequence[Statistic], Sequence[Slope]],
+    numbers: tuple[Sequence[Statistic], Sequence[Slope], Sequence[MetricGains]],
 ) -> None:
-    statistics_, fits = numbers
+    statistics_, fits, gains = numbers
     document_: dict[str, object] = {
         "recipe": recipe.name,
         "scale": recipe.scale,
@@ -196,6 +225,8 @@ def _write_summary(
         "points": [plain(statistic) for statistic in statistics_],
         "slopes": [plain(statistic) for statistic in fits],
     }
+    if gains:
+        document_["gains"] = [metric.plain() for metric in gains]
     text = json.dumps(document_, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / SUMMARY, text + "\n")
 
@@ -207,6 +238,11 @@ def _panel_notes(panel: Panel, summary: Summary) -> str:
 def _slope(fit: Slope) -> str:
     name = f"{fit.panel} {fit.series}".strip()
     return f"{name}: slope {fit.slope:.2f} ± {fit.ci95:.2f}"
+
+
+def _gains(metric: MetricGains) -> str:
+    grid = metric.grid()
+    return f"<h3>{html.escape(grid.title)}</h3>{table(grid)}"
 
 
 def _header(recipe: RecipeRecord) -> str:

@@ -138,7 +138,7 @@ def score_run(
     model, _ = model_folder(folder, strategy=strategy, seed=seed)
     language_model = open_language_model(model)
     return pair_accuracy(
-        language_model.module,
+        TrainingSettings().placement.place(language_model.module),
         language_model.tokenizer,
         contrasts,
         head=language_head(model),

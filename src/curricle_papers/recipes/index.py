@@ -11,6 +11,7 @@ from curricle_papers.recipes import (
     sparse_parity,
     text_and_grammars,
     theorems,
+    token_budgets,
     warm_start,
 )
 from curricle_papers.recipes.recipe import Recipe
@@ -26,6 +27,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             warm_start,
             learned_temperature,
             methods,
+            token_budgets,
         )
         for recipe in module.RECIPES
     }

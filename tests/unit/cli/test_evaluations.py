@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from curricle.cli import app as cli
-from curricle.runs import run_evaluation
+from curricle.records import Score
+from curricle.runs import run_evaluation, scoring
 from curricle.runs.evaluate import Evaluation, ModelEvaluation
 from curricle.runs.fine_tuning import FineTuned, FineTuning
 from curricle.runs.harness import HarnessScores
 from curricle.runs.minimal_pairs import PairAccuracy
 from curricle.runs.model_costs import Cost
+from curricle.runs.scoring import PairScoring, TextScoring
 
 COST = Cost(parameters=10, num_bytes=40, milliseconds=0.5, milliseconds_alone=1.0)
 EVALUATION = Evaluation(
@@ -137,6 +139,51 @@ def test_a_fine_tuning_has_its_own_seeds_and_needs_test_texts(
     error = " ".join(capsys.readouterr().err.split())
     assert "one file 'test', each" in error
     assert "got train.jsonl.gz, test.csv, test.jsonl.gz" in error
+
+
+def test_all_models_of_a_folder_are_scored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls: list[object] = []
+
+    def score_models(
+        run: Path, evaluation: object, *, jobs: int, watch: Any
+    ) -> list[tuple[Path, Score]]:
+        watch(1, 2)
+        calls.append((run, evaluation, jobs))
+        score = Score(name="pairs", accuracy=0.25, settings={}, details={})
+        return [(Path("run/students/extraction/seed-0"), score)]
+
+    monkeypatch.setattr(scoring, "score_models", score_models)
+    arguments = ("run", "--blimp", "pairs.jsonl", "--limit", "5", "--all-students", "--jobs", "2")
+    assert call(monkeypatch, *arguments) == 0
+    assert calls == [(Path("run"), PairScoring(pairs=Path("pairs.jsonl"), limit=5), 2)]
+    out = capsys.readouterr().out
+    assert "extraction" in out
+    assert "25.00 %" in out
+    assert "kept beside the records of 1 models" in out
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
+    texts = ("run", "--fine-tune", str(tmp_path), "--seeds", "1", "--all-students", "--json")
+    assert call(monkeypatch, *texts) == 0
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    expected = TextScoring(name=tmp_path.name, train=train, test=test, seeds=(0,))
+    assert calls[-1] == (Path("run"), expected, 1)
+    scores = json.loads(capsys.readouterr().out)
+    assert scores == {"run/students/extraction/seed-0": {"name": "pairs", "accuracy": 0.25}}
+
+
+def test_options_suit_the_number_of_models(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("run", "--blimp", "pairs", "--all-students", "--seed", "1")
+    assert call(monkeypatch, *arguments) == 2
+    assert "'--seed' must be left out with '--all-students'" in capsys.readouterr().err
+    assert call(monkeypatch, "run", "--blimp", "pairs", "--jobs", "2") == 2
+    assert "'--jobs' must come with '--all-students'" in capsys.readouterr().err
+    assert call(monkeypatch, "run", "--all-students") == 2
+    error = capsys.readouterr().err
+    assert "'--all-students' must come with '--blimp' or '--fine-tune'" in error
 
 
 def test_tasks_of_the_harness_are_run_in_place_of_the_task(

@@ -55,6 +55,24 @@ def test_final_metrics_stand_at_the_panels_name(comparison: Path) -> None:
     assert sorted(point.y for point in own) == pytest.approx([0.95, 0.96, 0.97])
 
 
+def test_final_metrics_stand_at_the_flops_of_their_strategy(comparison: Path) -> None:
+    chart = Chart(kind="lines", of="final", x_from="total_flops")
+    numbers = summary(comparison)
+    found = points_of(chart, [(Panel(name="d-8", x=8.0), numbers)])
+    for name, method in numbers.methods.items():
+        flops = [seed.usage["total_flops"] for seed in method.seeds]
+        assert {point.x for point in found if point.series == name} == {sum(flops) / len(flops)}
+
+
+def test_a_panel_of_the_figure_may_have_its_own_label(tmp_path: Path) -> None:
+    chart = Chart(kind="lines", x="FLOPs", y="nats", log_x=True, x_from="total_flops")
+    numbers = [*points("a", {1e6: [0.5]}), *points("a", {1e6: [0.5]}, panel="pairs")]
+    _, svg = save_chart(chart, numbers, tmp_path / "figure", axes_labels={"pairs": "accuracy"})
+    text = svg.read_text()
+    assert "<!-- nats -->" in text
+    assert "<!-- accuracy -->" in text
+
+
 def test_bars_of_strategies_are_told_apart_by_names_below_them(comparison: Path) -> None:
     # Colors would repeat after seven.
     panels = [(Panel(name=name), summary(comparison)) for name in ("one", "two")]

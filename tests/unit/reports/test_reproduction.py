@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from curricle.figure_points import Chart, Panel, Point, RecipeRecord, write_points, write_recipe
+from curricle.records import Score, write_score
 from curricle.reports.charts import statistics
 from curricle.reports.reproduction import (
     points_grid,
@@ -66,6 +67,32 @@ def test_costs_against_a_size_are_told_with_their_slope(folder: Path) -> None:
     told = json.loads((folder / "summary.json").read_text())
     assert [one["mean"] for one in told["points"]] == [600, 600, 600]
     assert told["slopes"][0]["series"] == "extraction"
+
+
+def test_gains_over_a_baseline_have_a_table_and_an_end(folder: Path) -> None:
+    chart = Chart(kind="lines", of="final", x_from="total_flops", baseline="one_shot")
+    names = ("one", "two", "three")
+    write_recipe(folder, record(chart, *names))
+    for panel in names:
+        for seed, share in enumerate((0.5, 0.5, 0.5)):
+            for method, gain in (("one_shot", 0.0), ("extraction", 0.25 if panel == "one" else 0)):
+                model = folder / "panels" / panel / "students" / method / f"seed-{seed}"
+                if model.is_dir():
+                    score = Score(name="pairs", accuracy=share + gain, settings={}, details={})
+                    write_score(model, score)
+    lines = write_recipe_report(folder, [summary(folder / "panels" / name) for name in names])
+    assert any(line.startswith("end of the gain over one_shot in accuracy: ") for line in lines)
+    # Equal gains of all seeds have an interval of width zero; at the second budget there is none.
+    expected = "end of the gain over one_shot in pairs accuracy: extraction: 2 "
+    assert any(line.startswith(expected) for line in lines)
+    page = (folder / "report.html").read_text()
+    assert "<th>gain ends at</th>" in page
+    assert "+25.00 ± 0.00" in page
+    tables = (folder / "gains.md").read_text()
+    assert "**Gain over one_shot in pairs accuracy (percentage points)**" in tables
+    assert "| extraction | +25.00 ± 0.00 | +0.00 ± 0.00 | +0.00 ± 0.00 | 2 " in tables
+    gains = json.loads((folder / "summary.json").read_text())["gains"]
+    assert [metric["metric"] for metric in gains] == ["accuracy", "pairs_accuracy"]
 
 
 def test_measured_points_make_the_figure_alone(tmp_path: Path) -> None:
