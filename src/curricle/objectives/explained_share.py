@@ -48,8 +48,8 @@ def sampled_rows(
 
 
 def _spaced(number: int, num_classes: int) -> slice:
-    most = min(MOST_ROWS, max(1, MOST_NUMBERS // num_classes))
-    return slice(0, None, max(1, math.ceil(number / most)))
+    limit = min(MOST_ROWS, max(1, MOST_NUMBERS // num_classes))
+    return slice(0, None, max(1, math.ceil(number / limit)))
 
 
 def explained_share(
