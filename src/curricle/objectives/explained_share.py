@@ -48,8 +48,8 @@ def sampled_rows(
 
 
 def _spaced(number: int, num_classes: int) -> slice:
-    most = min(MOST_ROWS, max(1, MOST_NUMBERS // num_classes))
-    return slice(0, None, max(1, math.ceil(number / most)))
+    limit = min(MOST_ROWS, max(1, MOST_NUMBERS // num_classes))
+    return slice(0, None, max(1, math.ceil(number / limit)))
 
 
 def explained_share(
@@ -80,7 +80,7 @@ def explained_share(
         # The student's output is softened again in the divergence.
         level = student_temperature * mean.clamp_min(SMALLEST).log()
     deviation = student - student.mean(0)
-    constant, *others = (
+    constant, *losses = (
         divergence(
             outputs,
             teacher,
@@ -93,7 +93,7 @@ def explained_share(
             *(level + scale * deviation for scale in SCALES),
         )
     )
-    return 1 - min(constant, *others) / constant if constant > 0 else None
+    return 1 - min(constant, *losses) / constant if constant > 0 else None
 
 
 def _distribution(

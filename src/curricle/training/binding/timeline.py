@@ -254,13 +254,13 @@ class Timeline:
         Args:
             number: Number of the stage.
         """
-        most = self._spans[number].most
+        longest = self._spans[number].most
         if number < len(self._spans) - 1:
-            return most
+            return longest
         closed = zip(self._spans, self._ends, strict=False)
         # Added up before rounding: many short stages must not lose a step each.
         saved = sum(((end.planned - end.done) * span.worth for span, end in closed), Fraction(0))
-        return most + int(saved)
+        return longest + int(saved)
 
     def due(self, step: int) -> int:
         """Return the next number of steps after which something is due, at most the stage's end.
@@ -295,11 +295,11 @@ class Timeline:
         if not self.remaining():
             raise ValueError(f"the run of {self._start} steps is over; got step {steps[0]}")
         number = len(self._ends)
-        span, most = self._spans[number], self._most(number)
-        if not all(0 <= step - self._start <= most for step in steps):
+        span, longest = self._spans[number], self._most(number)
+        if not all(0 <= step - self._start <= longest for step in steps):
             raise ValueError(
                 f"'step' must lie in stage {span.name!r}, steps {self._start} to "
-                f"{self._start + most}; got {steps[0]}"
+                f"{self._start + longest}; got {steps[0]}"
             )
         return span
 
@@ -381,8 +381,8 @@ class Timeline:
         return self._close(span, self._start, "explained")
 
     def _close(self, span: Span, step: int, why: EndReason) -> StageEnd:
-        most = self._most(len(self._ends))
-        end = StageEnd(stage=span.name, planned=most, done=step - self._start, why=why)
+        planned = self._most(len(self._ends))
+        end = StageEnd(stage=span.name, planned=planned, done=step - self._start, why=why)
         self._ends.append(end)
         # The best mean and the patience belong to one stage, since losses of other objectives are
         # no measure for it.

@@ -71,9 +71,9 @@ def explained_before(
     return _measure(run, range(first, first + PROBE_BATCHES), usage.steps)
 
 
-def _measure(run: BoundRun, steps: range, taken: int) -> Explained:
+def _measure(run: BoundRun, steps: range, num_steps: int) -> Explained:
     placement, stream, module = run.settings.placement, run.stream, run.student.module
-    parts = run.settings.gradient_accumulation_steps
+    num_parts = run.settings.gradient_accumulation_steps
     begins, meters = placement.now(), {"student": Meter(), "teacher": Meter()}
     with modes_kept(module), torch.no_grad(), open_stage_loss(run, run.stages[-1]) as loss:
         # As in an evaluation: without dropout, and without moving statistics.
@@ -87,7 +87,7 @@ def _measure(run: BoundRun, steps: range, taken: int) -> Explained:
         pairs = list[tuple[Tensor, Tensor] | None]()
         for step in steps:
             # In micro-batches, as in training, so that no more memory is needed than there.
-            for micro_batch in stream.batch(step).split(parts):
+            for micro_batch in stream.batch(step).split(num_parts):
                 batch = placement.part_of(micro_batch)
                 with meters["teacher"].running():
                     targets = loss.targets(batch)
@@ -99,7 +99,7 @@ def _measure(run: BoundRun, steps: range, taken: int) -> Explained:
     number = len(steps)
     return Explained(
         share=share,
-        steps=taken,
+        steps=num_steps,
         usage=Usage(
             examples=number * stream.batch_size,
             tokens=number * stream.tokens_per_batch,
