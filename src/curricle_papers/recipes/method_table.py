@@ -11,9 +11,10 @@ from typing import Literal, final
 
 from curricle.values import Plain
 
-Trait = Literal["mlp", "cnn", "image to vector"]
-"""Kind of a pair of models that some methods do not suit: two fully connected networks, two
-convolutional networks, or a convolutional teacher of a fully connected student."""
+Trait = Literal["mlp", "cnn", "image to vector", "few tokens"]
+"""Kind of models or data that some methods do not suit: two fully connected networks, two
+convolutional networks, a convolutional teacher of a fully connected student, or a vocabulary of
+fewer tokens than the student has dimensions."""
 
 
 @final
@@ -101,9 +102,11 @@ SELECTION: Plain = {"kind": "selection"}
 """Projection to the channels with most energy; by gradients, as in Flex-KD, they would depend on
 the trained teacher."""
 CTKD: Plain = {"kind": "learned_temperature"}
-NO_TABLE: Mapping[Trait, str] = dict.fromkeys(
-    ("cnn", "image to vector"), "the start sets token tables, or the first map of two MLPs"
-)
+NO_TABLE: Mapping[Trait, str] = {
+    "cnn": "the start sets token tables, or the first map of two MLPs",
+    "image to vector": "the start sets token tables, or the first map of two MLPs",
+    "few tokens": "the token table has fewer components than the student has dimensions",
+}
 NO_POSITIONS: Mapping[Trait, str] = dict.fromkeys(
     ("mlp", "image to vector"), "the states have no positions to relate"
 )
