@@ -11,9 +11,10 @@ from typing import Literal, final
 
 from curricle.values import Plain
 
-Trait = Literal["mlp", "cnn", "image to vector"]
-"""Kind of a pair of models that some methods do not suit: two fully connected networks, two
-convolutional networks, or a convolutional teacher of a fully connected student."""
+Trait = Literal["mlp", "cnn", "image to vector", "few tokens"]
+"""Kind of models or data that some methods do not suit: two fully connected networks, two
+convolutional networks, a convolutional teacher of a fully connected student, or a vocabulary of
+fewer tokens than the student has dimensions."""
 
 
 @final
@@ -101,9 +102,13 @@ SELECTION: Plain = {"kind": "selection"}
 """Projection to the channels with most energy; by gradients, as in Flex-KD, they would depend on
 the trained teacher."""
 CTKD: Plain = {"kind": "learned_temperature"}
-NO_TABLE: Mapping[Trait, str] = dict.fromkeys(
+NO_EMBEDDING: Mapping[Trait, str] = dict.fromkeys(
     ("cnn", "image to vector"), "the start sets token tables, or the first map of two MLPs"
 )
+NO_TABLE: Mapping[Trait, str] = {
+    **NO_EMBEDDING,
+    "few tokens": "the token table has fewer components than the student has dimensions",
+}
 NO_POSITIONS: Mapping[Trait, str] = dict.fromkeys(
     ("mlp", "image to vector"), "the states have no positions to relate"
 )
@@ -126,13 +131,15 @@ METHODS: tuple[Method, ...] = (
     Method("fitnets", "1412.6550", _fitnets),
     Method("hidden_first", "2605.11513, HLDF", _hidden_first("hidden")),
     Method("joint", "2605.11513, HLDC", _joint("hidden")),
-    Method("selection", "2605.29327", _hidden_first("hidden", projection=SELECTION)),
+    Method("channels", "2605.29327", _hidden_first("hidden", projection=SELECTION)),
     Method("minilm", "2012.15828", _hidden_first("relations"), NO_POSITIONS),
     Method("cka", "2503.21047", _hidden_first("cka")),
     Method("procrustes", "1610.05256", _hidden_first("procrustes")),
     Method("low_rank_clone", "2505.12781", _fixed("low_rank_clone"), NO_CLONE),
     Method("principal", "ours", _fixed("one_shot", init="principal"), NO_TABLE),
+    Method("selection", "2605.29327", _fixed("one_shot", init="selection"), NO_EMBEDDING),
     Method("guide", "2510.06502", _fixed("one_shot", init="guide"), NO_BLOCK),
-    Method("least_squares", "ours", _fixed("one_shot", init="least_squares"), NO_BLOCK),
+    Method("least_squares", "ours", _fixed("one_shot", init="least_squares")),
+    Method("auto", "ours", _fixed("auto")),
 )
 """The methods in the order of the table."""

@@ -130,6 +130,7 @@ SETTINGS: Mapping[str, Setting] = {
         # With a shorter warm-up the teacher may stay at chance.
         optimizer=AdamW(learning_rate=1e-3, schedule=Schedule(warmup=0.16, decay="cosine")),
         layers=Layers(pairs=tuple(taps(1, 2)), share=0.4),
+        traits=frozenset({"few tokens"}),
         seeds=(0, 1, 2, 3, 4),
         goal=PARITY_GOAL,
     ),
@@ -142,6 +143,7 @@ SETTINGS: Mapping[str, Setting] = {
         step_flops=343_484_160,
         rates=(6e-3, 1.2e-2, 2.4e-2),
         layers=Layers(pairs=tuple(taps(1, 3)), share=0.3, shared=True),
+        traits=frozenset({"few tokens"}),
     ),
     "cfg3f": Setting(
         task=PcfgTask(
@@ -159,6 +161,7 @@ SETTINGS: Mapping[str, Setting] = {
         step_flops=260_958_976,
         rates=TEXT_RATES,
         layers=Layers(pairs=tuple(taps(1, 3)), share=0.3, shared=True),
+        traits=frozenset({"few tokens"}),
     ),
     "text-masked": Setting(
         task=TextTask(vocabulary_size=1024, window=32, batch_size=16, evaluation_batches=20),
@@ -192,7 +195,7 @@ SETTINGS: Mapping[str, Setting] = {
             vocabulary_size=2048,
             window=32,
             batch_size=32,
-            evaluation_batches=20,
+            evaluation_batches=34,
         ),
         teacher=_classifier(4, 64),
         student=_classifier(2, 16),
