@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from curricle.least_squares.logit_fit import ITERATIONS
 from curricle.least_squares.maps import linear_map
+from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Inputs, TappedModel
 
 STUDENT_PASSES = 2
@@ -135,9 +136,12 @@ def planned_flops(
     """
     passes = []
     for model, batch in zip((student, teacher), inputs, strict=True):
-        counter = FitFlops(teacher.module)
-        with counter, torch.no_grad(), model.open_taps((), logits=True) as forward:
-            logits = forward(batch).logits
+        counter, module = FitFlops(teacher.module), model.module
+        with modes_kept(module), torch.no_grad(), model.open_taps((), logits=True) as forward:
+            # As the fit runs them; dropout would draw from the global generator.
+            module.eval()
+            with counter:
+                logits = forward(batch).logits
         passes.append(counter.student)
     rows = 0 if logits is None else logits.numel() // logits.shape[-1]
     moments = 0
