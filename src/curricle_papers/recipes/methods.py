@@ -31,7 +31,7 @@ from curricle_papers.recipes.text_and_grammars import encoder
 
 ONE_SHOT_END = Goal(final_of="one_shot")
 ADAM = AdamW(learning_rate=3e-3)
-TEXT_RATES = (3e-3, 6e-3, 1.2e-2)
+TEXT_RATES = (3e-3, 1e-2, 3e-2)
 POINTS = 16
 """Evaluations and training losses of a one-shot run."""
 FACTOR: Mapping[Scale, float] = {"smoke": 0.02, "small": 1.0, "paper": 10.0}
@@ -141,7 +141,7 @@ SETTINGS: Mapping[str, Setting] = {
         teacher_steps=800,
         steps=350,
         step_flops=343_484_160,
-        rates=(6e-3, 1.2e-2, 2.4e-2),
+        rates=TEXT_RATES,
         layers=Layers(pairs=tuple(taps(1, 3)), share=0.3, shared=True),
         traits=frozenset({"few tokens"}),
     ),
@@ -202,7 +202,7 @@ SETTINGS: Mapping[str, Setting] = {
         teacher_steps=600,
         steps=400,
         step_flops=251_983_872,
-        rates=(1.5e-3, 3e-3, 6e-3),
+        rates=(1e-3, 3e-3, 1e-2),
         layers=Layers(pairs=tuple(taps(1)), share=0.3, shared=True),
         optimizer=AdamW(learning_rate=1e-3),
     ),

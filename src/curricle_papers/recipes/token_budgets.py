@@ -39,7 +39,7 @@ EVALUATIONS = 8
 """Evaluations of a student in the course of its training."""
 COSINE = Schedule(warmup=0.06, decay="cosine")
 TEACHER_RATE = 3e-3
-RATES = (3e-3, 6e-3, 1.2e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 """Learning rates among which each method has its best, at every budget anew."""
 ALL_SEEDS = 1e6
 """Seconds of a panel that pay for every seed, so that the seeds of all budgets are the same."""
