@@ -217,8 +217,10 @@ def train_student(
     if end is not None:
         return end
     data = open_task(spec, data_seed(spec, student.seed), "student")
-    # What seconds pay for is measured once; a run that goes on keeps the length it began with.
-    steps = recorded_steps(student.folder) if _is_timed(spec) else None
+    # What seconds or FLOPs pay for is measured once, and on another machine a start may take other
+    # FLOPs; a run that goes on keeps the length it began with.
+    is_length = spec.budget is None or spec.budget.is_length
+    steps = None if is_length else recorded_steps(student.folder)
     length = None if steps is None else Duration(number=steps)
     run = _bound(spec, student, data, open_teacher(spec, data), length=length)
     with tracking(_trackers(spec), student.folder, str(student)) as reports:

@@ -268,7 +268,12 @@ def setting_comparison(name: str, scale: Scale) -> Comparison:
         goal=setting.goal,
         optimizer=setting.optimizer,
         engine=TrainingSettings(
-            max_grad_norm=setting.clip, eval_every=every, log_every=every, threads=1
+            # Small models gain nothing from a GPU that many processes share.
+            device="auto" if scale == "paper" else "cpu",
+            max_grad_norm=setting.clip,
+            eval_every=every,
+            log_every=every,
+            threads=1,
         ),
     )
     return Comparison(
