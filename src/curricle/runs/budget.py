@@ -130,14 +130,16 @@ def fitted(
     if limit.is_length:
         return build(limit.duration())
     run = bound(build(PROVISIONAL))
-    rest = _after_start(limit, run)
+    remaining = _after_start(limit, run)
     costs: Sequence[float]
     if limit.unit == "flops":
         costs = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
     else:
         costs = seconds_per_step(run)
     names = [stage.declared.name for stage in run.stages]
-    return build(Duration(number=_longest(rest, build, run, dict(zip(names, costs, strict=True)))))
+    return build(
+        Duration(number=_longest(remaining, build, run, dict(zip(names, costs, strict=True))))
+    )
 
 
 def bind_within(

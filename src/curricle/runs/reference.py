@@ -10,9 +10,12 @@ values, arguments from the strategies' signatures and docstrings. Here stands on
 """
 
 import inspect
+import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -183,7 +186,7 @@ def _sections(sections: Mapping[str, object]) -> Iterator[str]:
             yield _section("", about, _fields(about))
         else:
             for member in _members(about):
-                yield _section(f"### `{_kind(member)}`\n", member, _fields(member))
+                yield _section(f"### {_heading(member)}\n", member, _fields(member))
 
 
 def _section(heading: str, about: object, rows: list[tuple[str, ...]]) -> str:
@@ -276,7 +279,30 @@ def _plain_words(kind: object) -> str:
         return f"list{number}: {_words(inner[0], [])}"
     if origin is dict:
         return f"{_words(inner[1], [])} by name"
-    return f"[{_title(kind)}](#{_title(kind).replace(' ', '-')})"
+    return f"[{_title(kind)}](#{re.sub('[^a-z0-9_-]', '', _anchor(kind))})"
+
+
+def _anchor(kind: object) -> str:
+    title = _heading(kind) if _kind(kind) else _title(kind)
+    return title.lower().replace(" ", "-")
+
+
+def _heading(kind: object) -> str:
+    """Return the heading of a value: its kind, with its class if others are of the same kind."""
+    name = _kind(kind)
+    return f"`{name}`" if _kinds()[name] == 1 else f"`{name}` ({getattr(kind, '__name__', '')})"
+
+
+@cache
+def _kinds() -> Counter[str]:
+    """Return how many values and strategies have each kind."""
+    kinds = Counter[str]()
+    for about in (*SECTIONS.values(), *RECORDS_SECTIONS.values()):
+        if isinstance(about, Mapping):
+            kinds.update(list(about))
+        elif not isinstance(about, type):
+            kinds.update(map(_kind, _members(about)))
+    return kinds
 
 
 def _title(kind: object) -> str:

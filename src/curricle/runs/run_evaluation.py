@@ -80,10 +80,10 @@ def _chosen(metric: str, names: Sequence[str]) -> tuple[Metric, ...]:
         metric: Metric by which the run is judged.
         names: Names of more metrics, of the same labels or of the teacher.
     """
-    chosen = {item.name: item for item in metrics_beside(metric)}
+    selected = {item.name: item for item in metrics_beside(metric)}
     for name in names:
-        chosen |= {item.name: item for item in metrics_beside(metric, name)}
-    return tuple(chosen.values())
+        selected |= {item.name: item for item in metrics_beside(metric, name)}
+    return tuple(selected.values())
 
 
 def model_folder(

@@ -231,10 +231,10 @@ def _is_kept(model: Path, name: str, settings: dict[str, object]) -> bool:
     path = score_file(model, name)
     if not path.is_file():
         return False
-    kept = read_score(path).settings
-    if kept != settings:
+    measured = read_score(path).settings
+    if measured != settings:
         raise CheckpointError(
-            f"{str(path)!r} must have been measured with {settings}; got {kept}; remove it, or "
+            f"{str(path)!r} must have been measured with {settings}; got {measured}; remove it, or "
             f"give the earlier options"
         )
     return True

@@ -315,7 +315,8 @@ def test_steps_that_a_stage_saves_are_counted_in_the_currency_of_the_budget(
 
 def test_auto_costs_the_same_flops_whether_its_layers_are_left_out_or_not() -> None:
     limit = 100 * LOGITS_STEP
-    run = bind_within(parse(AnyBudget, f"{limit} flops"), *parts({"kind": "auto", "init": None}), name="auto")
+    call = {"kind": "auto", "init": None}
+    run = bind_within(parse(AnyBudget, f"{limit} flops"), *parts(call), name="auto")
     costs = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
     full, omitted = (Timeline([stage.span for stage in run.stages]) for _ in range(2))
     for stage in run.stages[:-1]:

@@ -20,8 +20,8 @@ def test_the_page_is_that_of_the_source(name: str) -> None:
 @EVERY_PAGE
 def test_every_link_leads_to_one_heading(name: str) -> None:
     page = PAGES[name]()
-    headings = re.findall(r"^##+ `?([\w ]+)`?$", page, flags=re.MULTILINE)
-    anchors = [heading.lower().replace(" ", "-") for heading in headings]
+    headings = re.findall(r"^##+ ([\w `()]+)$", page, flags=re.MULTILINE)
+    anchors = [re.sub(r"[`()]", "", heading).lower().replace(" ", "-") for heading in headings]
     assert len(anchors) == len(set(anchors))
     assert set(re.findall(r"\(#([\w-]+)\)", page)) <= set(anchors)
 
@@ -31,7 +31,7 @@ def test_every_link_leads_to_one_heading(name: str) -> None:
     [
         # A value of its own, a text that is read, a range, a choice, a list, and arguments.
         "| `goal` | [goal](#goal) | `{}` | Metric and value that count as learned. |",
-        "| `duration` | [length](#length) or [plateau](#plateau) or [metric](#metric) |  | Length",
+        "| `duration` | [length](#length) or [plateau](#plateau) or [metric](#metric) or [",
         "| `momentum` | number ≥ 0, < 1 | `0.0` | Momentum; 0 is plain descent. |",
         "| `decay` | `constant`, `cosine`, `linear` | `constant` | Shape of the fall from the peak",
         "| `widths` | list: whole number > 0, not empty |  | Width of each hidden layer, fir",

@@ -477,7 +477,10 @@ class TableWatch:
         read: list[str] = []
 
         def look(path: str, embedding: nn.Embedding, argument: object) -> None:
-            if not isinstance(argument, Tensor) or not argument.numel():
+            # Features are no ids, and torch says so.
+            if not isinstance(argument, Tensor) or argument.is_floating_point():
+                return
+            if not argument.numel():
                 return
             # By memory and not by values: a mask of ones and token types of zeros may equal ids of
             # a short batch.

@@ -144,8 +144,8 @@ def test_a_field_can_be_changed_in_one_panel(tmp_path: Path) -> None:
 
 
 def test_a_panel_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"'secnd' is not a panel.*second"):
-        panels(TWICE, "smoke", tmp_path, ["secnd:student.widths=[8]"])
+    with pytest.raises(SpecError, match=r"'thrice' is not a panel"):
+        panels(TWICE, "smoke", tmp_path, ["thrice:student.widths=[8]"])
 
 
 def test_a_field_of_some_panels_is_changed_in_these(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 import curricle
 from curricle.curriculum.initialization import warm_start
 from curricle.errors import BindError, SpecError
+from curricle.least_squares.fitting import ROWS_PER_CHANNEL
 from curricle.models.wrapping import tapped
 from curricle.records import EvaluationRecord, Record, RunRecord
 from curricle.teachers.live import LiveTeacher
@@ -184,10 +185,12 @@ def test_guide_sets_embeddings_output_and_first_block_alone() -> None:
         name for name, weight in network.named_parameters() if not torch.equal(weight, drawn[name])
     }
     assert changed == {name for name in drawn if "layers.1." not in name and name != FINAL_NORM}
-    # Principal components in numpy: of the token vectors as often as the calibration reads them.
+    # Principal components in numpy: of the token vectors as often as the map's rows read them.
     table = teacher.get_parameter("model.embed_tokens.weight").detach().double().numpy()
     inputs = [families.inputs("llama", step % 6) for step in range(12)]
     ids = [torch.as_tensor(entry["input_ids"]) for entry in inputs if isinstance(entry, dict)]
+    enough = -(-ROWS_PER_CHANNEL * table.shape[1] // ids[0].numel())
+    ids = ids[:enough]
     counts = np.bincount(torch.cat(ids).flatten().numpy(), minlength=TOKENS)
     _, vectors = np.linalg.eigh(table.T @ (counts[:, None] * table))
     leading = vectors[:, -8:]
