@@ -22,7 +22,7 @@ import yaml
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from curricle.curriculum.durations import Duration, Rule, duration
+from curricle.curriculum.durations import Duration, Rule, UnlessExplained, duration
 from curricle.curriculum.initialization import WarmStart
 from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import STRATEGIES
@@ -69,7 +69,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
     {
         "Run": RunSpec,
         "Length": Duration,
-        "Rules that end a stage": Annotated[Rule, KIND],
+        "Rules that end a stage": Annotated[Rule | UnlessExplained, KIND],
         "Budget": Budget,
         "Goal": Goal,
         "Tasks": Task,
