@@ -140,6 +140,13 @@ CASES = {
     "a start from the first layer": Case(
         lambda: curricle.one_shot(total=TOTAL, init="random"),
     ),
+    "a start by least squares that needs no layers": Case(lambda: curricle.auto(total=TOTAL)),
+    "layers where nothing is explained": Case(
+        lambda: curricle.auto(total=TOTAL, init=None), tolerance=PROJECTED
+    ),
+    "padded text, a start from selected channels": Case(
+        lambda: curricle.one_shot(total=TOTAL, init="selection"), reads_text=True
+    ),
     "padded text": Case(
         lambda: curricle.extraction(total=TOTAL, pairs=1, shared_projection=True),
         reads_text=True,

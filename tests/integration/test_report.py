@@ -30,14 +30,16 @@ def test_the_summary_has_the_documented_form(copy_run: CopyRun, tmp_path: Path) 
     copy_run("compare")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     first = ["task", "metric", "goal", "budget", "methods", "teacher"]
-    assert list(summary) == [*first, "goal_of", "missing", "caution", "better"]
+    then = ["goal_of", "missing", "caution", "better", "teacher_final", "gap_base"]
+    assert list(summary) == [*first, *then]
     assert summary["better"] == "higher"
     assert summary["task"] == "(8,2)-parity"
     assert summary["goal"] == 0.1
     assert summary["budget"] == {"number": 12, "unit": "steps"}
     assert list(summary["methods"]) == ["one_shot", "progressive"]
     method = summary["methods"]["one_shot"]
-    assert list(method) == ["final", "to_goal", "to_goal_ci95", "reached", "seeds", "notes"]
+    results = ["final", "to_goal", "to_goal_ci95", "reached", "seeds", "notes", "gap_closed"]
+    assert list(method) == results
     assert [seed["seed"] for seed in method["seeds"]] == [0, 1]
     assert method["seeds"][0]["usage"]["examples"] == 12 * 16
     assert method["seeds"][0]["usage"]["teacher_flops"] == 12 * (LOGITS_STEP - LABELS_STEP)

@@ -43,8 +43,12 @@ def launch(number: int, arguments: Sequence[str]) -> None:
             f"{_world_size()}; got {number}"
         )
     torchrun = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(number)]
-    ended = subprocess.run([*torchrun, "-m", "curricle", *arguments], check=False)
-    raise typer.Exit(ended.returncode)
+    line = [*torchrun, "-m", "curricle", *arguments]
+    sys.stdout.flush()
+    if hasattr(os, "fork"):
+        # The launcher takes the place of this process, so that signals reach it.
+        os.execv(sys.executable, line)
+    raise typer.Exit(subprocess.run(line, check=False).returncode)
 
 
 def divided(spec: "RunSpec") -> "RunSpec":

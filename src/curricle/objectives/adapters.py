@@ -10,7 +10,7 @@ Axes: row (any number of axes), inputs, outputs.
 Design: the engine reads the adapter from an attribute of the bound objective and needs no other
 method. The bound adapter keeps its initial values, since each stage trains a copy. Three optional
 methods follow the steps: `begin` is called when a stage begins, but not when it goes on from a
-checkpoint, `prepare` before every update, after gradients are clipped, and `advance` after every
+checkpoint, `prepare` before every update, before gradients are clipped, and `advance` after every
 update, as for a counter of steps, which is a buffer, so it is checkpointed. `update_flops` counts
 the FLOPs of both.
 

@@ -1,7 +1,7 @@
 """Matching of the geometry of hidden states, without a projection: CKA and Procrustes.
 
 Each objective compares all counted rows of a batch with each other, so that a batch must not be
-divided by gradient accumulation, and with several processes each compares the rows of its part.
+divided by gradient accumulation or among processes.
 
 Axes: row (counted positions of a batch), width.
 """

@@ -28,10 +28,13 @@ from torch import Tensor
 from curricle.data.batch import Batch
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at
-from curricle.models.tapped import Tap, TappedModel
-from curricle.objectives.base import BoundObjective, Objective
+from curricle.models.tapped import Place, Tap, TappedModel
+from curricle.objectives.base import BoundObjective, Objective, pending_calibration
 from curricle.probes.forward_passes import chunks, hidden_rows, numbered_taps
 from curricle.probes.representations import effective_rank
+
+NUM_AXES = 2
+"""Axes of states in rows: row and width."""
 
 Term = tuple[Objective, BoundObjective]
 """An objective as declared and as bound."""
@@ -66,7 +69,8 @@ def student_ranks(
         batch: Inputs of both; positions without data are ignored.
         teacher: The finished teacher.
         terms: Objectives of the student's stages. Those that read one hidden state of each model
-            have a target here; of several at one tap the last counts.
+            have a target here, with their statistics of the batch; of several at one tap the last
+            counts.
     """
     pairs = {tap: _partner(tap, model, teacher) for tap in numbered_taps(model)}
     teacher_taps = {teacher.place(tap): tap for tap in numbered_taps(teacher)}
@@ -77,13 +81,7 @@ def student_ranks(
             continue
         (student_place,), (teacher_place,) = reads.student, reads.teacher
         paired = [tap for tap in pairs if model.place(tap) == student_place]
-        with (
-            looked_at(teacher.module),
-            observing(teacher),
-            teacher.open_taps((teacher_place,), logits=False) as forward,
-        ):
-            rows = [bound.target(forward(chunk.inputs), chunk) for chunk in chunks(teacher, batch)]
-        states = [row for row in rows if isinstance(row, Tensor)]
+        states = _targets(bound, teacher, teacher_place, batch)
         for tap in paired if states else []:
             # A module path that is no numbered tap leaves the tap of equal depth.
             pairs[tap] = teacher_taps.get(teacher_place, pairs[tap])
@@ -96,6 +94,23 @@ def student_ranks(
         taught = teacher_states[teacher.place(partner).label]
         numbers[f"teacher_{tap}"] = effective_rank(taught, directions=width)
     return numbers | targets
+
+
+def _targets(
+    bound: BoundObjective, teacher: TappedModel, place: Place, batch: Batch
+) -> list[Tensor]:
+    """Return the targets of an objective that are states in rows, chunk by chunk."""
+    with (
+        looked_at(teacher.module),
+        observing(teacher),
+        teacher.open_taps((place,), logits=False) as forward,
+    ):
+        passes = [(forward(chunk.inputs), chunk) for chunk in chunks(teacher, batch)]
+        calibrate = pending_calibration(bound)
+        measured = bound if calibrate is None else calibrate(passes)
+        targets = [measured.target(states, chunk) for states, chunk in passes]
+    # Targets with further axes, as relations, are no rows of states.
+    return [rows for rows in targets if isinstance(rows, Tensor) and rows.ndim == NUM_AXES]
 
 
 def _partner(tap: int, student: TappedModel, teacher: TappedModel) -> int:

@@ -48,6 +48,8 @@ def label_notes(run: BoundRun, *, trains_teacher: bool = False) -> tuple[str, ..
     stages = [stage.plan for stage in run.stages]
     label_flops = max((plan.student_flops for plan in stages if plan.reads_logits), default=0)
     total = sum(plan.steps * (plan.student_flops + plan.teacher_flops) for plan in stages)
+    if run.warm_start is not None:
+        total += run.warm_start.plan.student_flops + run.warm_start.plan.teacher_flops
     has_labels = run.stream.batch(0).labels is not None
     if not label_flops or not has_labels or not any(plan.teacher_flops for plan in stages):
         return ()

@@ -22,7 +22,14 @@ from curricle.reports.formatting import mean_text
 from curricle.reports.tables import Grid
 from curricle.runs.export import EXPORT
 from curricle.runs.fine_tuning import FineTuning
-from curricle.runs.folder import TEACHER, end_of, read_origin, stored_spec
+from curricle.runs.folder import (
+    TEACHER,
+    end_of,
+    has_spec,
+    read_origin,
+    stored_spec,
+    teacher_digest,
+)
 from curricle.runs.pool import RecordWatcher, work_off
 from curricle.runs.run_evaluation import fine_tune_run, score_run
 from curricle.runs.train import student_runs
@@ -195,15 +202,19 @@ def _finished_models(folder: Path) -> Iterator[Path]:
     """
     comparisons = [folder]
     if (folder / RECIPE).is_file():
-        comparisons = [folder / PANELS / panel.name for panel in read_recipe(folder).panels]
-    teacher = comparisons[0] / TEACHER
+        panels = [folder / PANELS / panel.name for panel in read_recipe(folder).panels]
+        # A recipe that was interrupted has panels that have not begun.
+        comparisons = [panel for panel in panels if has_spec(panel)]
     students = [student for place in comparisons for student in _finished_students(place)]
     if not students:
         raise CheckpointError(
             f"{str(folder)!r} must hold a finished student of a comparison; it holds none"
         )
-    if (teacher / EXPORT).is_dir():
-        yield teacher
+    # Panels of one teacher have copies of it.
+    teachers: dict[str, Path] = {}
+    for place in comparisons:
+        teachers.setdefault(teacher_digest(stored_spec(place)), place / TEACHER)
+    yield from (teacher for teacher in teachers.values() if (teacher / EXPORT).is_dir())
     yield from students
 
 

@@ -118,13 +118,9 @@ def adapters_in_optimizer(
     # Adapters count the updates themselves, in a buffer: a resumed stage goes on at the count that
     # its checkpoint holds.
     hooks = [
-        register(partial(_call, getattr(adapter, name)))
-        for name, register in (
-            ("prepare", optimizer.register_step_pre_hook),
-            ("advance", optimizer.register_step_post_hook),
-        )
+        optimizer.register_step_post_hook(partial(_call, adapter.advance))
         for adapter in adapters
-        if hasattr(adapter, name)
+        if hasattr(adapter, "advance")
     ]
     try:
         yield

@@ -260,6 +260,10 @@ def _fitting(
     """Return a curriculum without the stages that do not fit and are not required, with reasons.
 
     The length of such a stage is added to the last.
+
+    Raises:
+        BindError: If it does not fit, and cannot be added since the last stage ends by a rule or
+            has a length in another unit.
     """
     stages, notes = list[Stage](), list[str]()
     *earlier, last = curriculum.stages
@@ -276,10 +280,11 @@ def _fitting(
                 # Two fractions mean one block where there are few.
                 _check_order([*stages, stage], student)
             except BindError as error:
+                most, final = stage.duration.at_most, last.duration
+                if not isinstance(final, Duration) or final.unit != most.unit:
+                    raise
                 notes.append(f"stage {stage.name!r} is left out: {error}")
-                length = last.duration.at_most.length + stage.duration.at_most.length
-                unit = last.duration.at_most.unit
-                last = replace(last, duration=Duration.of(length, unit))
+                last = replace(last, duration=Duration.of(final.length + most.length, final.unit))
                 continue
         stages.append(stage)
     return replace(curriculum, stages=(*stages, last)), tuple(notes)

@@ -64,7 +64,7 @@ class ChannelEnergies:
             self.teacher.module.eval()
             with self.teacher.open_taps(places, logits=False) as forward:
                 for step in range(self.batches):
-                    batch = self.placement.part_of(self.stream.batch(step)).for_teacher
+                    batch = self.placement.moved(self.stream.batch(step)).for_teacher
                     states = forward(batch.inputs).hidden
                     yield torch.stack(
                         [_energy(states[place], batch.valid, width) for place in places]

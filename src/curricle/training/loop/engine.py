@@ -170,7 +170,7 @@ class TrainingRun:
             _files(outputs.folder),
             run.student.module,
             self.timeline,
-            # One process tells of the run.
+            # Only the process that writes notifies observers.
             observers=outputs.observers if self._is_writer else (),
             facts={**run_facts(run), **_best_facts(self._best, run.settings.eval_every)},
             best=self._best,

@@ -66,7 +66,8 @@ def teacher_is_at_chance(
     if not judged:
         return False
     check_ids(evaluate, tables, "teacher")
-    judge = replace(evaluate, batches=batches, metrics=(ACCURACY,), teacher=None)
+    # In every process on all batches: a pass that fails in one of them leaves no other waiting.
+    judge = replace(evaluate, batches=batches, metrics=(ACCURACY,), teacher=None, placement=HOST)
     # The pass is not one of the run: if it fails, binding raises the error where a stage needs it.
     with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
         with looked_at(teacher.module):
@@ -97,7 +98,7 @@ def metrics_of_teacher(
     if not metrics or has_own_inputs:
         return {}
     check_ids(evaluate, tables, "teacher")
-    judge = replace(evaluate, metrics=metrics, teacher=None)
+    judge = replace(evaluate, metrics=metrics, teacher=None, placement=HOST)
     with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
         with looked_at(teacher.module):
             numbers = judge(teacher)

@@ -67,8 +67,9 @@ def explained_before(
     # After the batches of a start and of training, which the student may have been fitted to, and
     # before the end of the run, since stored targets go no further.
     read = max(usage.steps, usage.examples // run.stream.batch_size)
-    first = max(0, min(read, run.num_steps - PROBE_BATCHES))
-    return _measure(run, range(first, first + PROBE_BATCHES), usage.steps)
+    number = min(PROBE_BATCHES, run.num_steps)
+    first = min(read, run.num_steps - number)
+    return _measure(run, range(first, first + number), usage.steps)
 
 
 def _measure(run: BoundRun, steps: range, num_steps: int) -> Explained:
@@ -88,7 +89,8 @@ def _measure(run: BoundRun, steps: range, num_steps: int) -> Explained:
         for step in steps:
             # In micro-batches, as in training, so that no more memory is needed than there.
             for micro_batch in stream.batch(step).split(num_parts):
-                batch = placement.part_of(micro_batch)
+                # Whole, so that every process measures alike.
+                batch = placement.moved(micro_batch)
                 with meters["teacher"].running():
                     targets = loss.targets(batch)
                 with meters["student"].running():
@@ -96,6 +98,9 @@ def _measure(run: BoundRun, steps: range, num_steps: int) -> Explained:
                     pairs.append(objective.explained_rows(states, targets[index], batch))
         known = [pair for pair in pairs if pair is not None]
         share = objective.explained_share(known) if len(known) == len(pairs) else None
+    if share is not None:
+        # Processors may round differently, and all must decide alike.
+        share = placement.total(share) / placement.num_processes
     number = len(steps)
     return Explained(
         share=share,

@@ -221,7 +221,7 @@ class Journal:
             adapters=adapters,
             best=self._best,
         )
-        # Whoever looks for the newest checkpoint now sees this one.
+        # All processes read this checkpoint from here on.
         self._placement.wait()
 
     def finish(self, end: EndRecord) -> None:

@@ -87,6 +87,7 @@ class Stepper:
         self._num_processes = self._placement.num_processes
         # Gradients of adapters are part of the norm by which all are clipped.
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
+        self._prepares = [item.prepare for item in loss.adapters if hasattr(item, "prepare")]
         # Looked up once, as properties cost a step of a small model time.
         self._num_steps, self._is_noisy = run.num_steps, run.is_noisy
         # On a GPU a look at every loss would wait for each step.
@@ -165,6 +166,8 @@ class Stepper:
         if self._checks_each_step:
             # Before the update, so that the weights stay those before the step.
             self.check(loss, step)
+        for prepare in self._prepares:
+            prepare()
         clip = self.run.settings.max_grad_norm
         if clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, clip)

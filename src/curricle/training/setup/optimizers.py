@@ -61,7 +61,8 @@ class Schedule:
             return (step + 1) / (math.floor(rising) + 1)
         # The divisor is at least 1: less than one step may be left after the warm-up of a short
         # stretch, and the share must not exceed 1.
-        done = (step - rising) / max(total - rising, 1)
+        # A stage that takes the steps which another has saved goes on at the end of its schedule.
+        done = min((step - rising) / max(total - rising, 1), 1.0)
         if self.decay == "cosine":
             return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
         return 1 - (1 - self.floor) * done if self.decay == "linear" else 1.0
