@@ -19,7 +19,8 @@ References:
         teacher's, trained with the student and then thrown away.
 """
 
-from typing import final
+from collections.abc import Callable, Iterable
+from typing import Literal, final
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,6 +31,13 @@ def adapter_of(objective: object) -> nn.Module | None:
     """Return the adapter of an objective; None without an adapter."""
     adapter: nn.Module | None = getattr(objective, "adapter", None)
     return adapter
+
+
+def methods_of(
+    adapters: Iterable[nn.Module], name: Literal["prepare", "advance"]
+) -> list[Callable[[], None]]:
+    """Return the method of a name of each adapter that has it."""
+    return [getattr(adapter, name) for adapter in adapters if hasattr(adapter, name)]
 
 
 @final

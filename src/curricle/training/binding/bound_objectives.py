@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from curricle.curriculum.stages import TeacherReference
-from curricle.objectives.adapters import adapter_of
+from curricle.objectives.adapters import adapter_of, methods_of
 from curricle.objectives.base import BoundObjective, Objective, Reads, Sample
 from curricle.teachers.stored import StoredTargets, StoredTeacher
 from curricle.training.setup.optimizers import decay_groups
@@ -118,9 +118,8 @@ def adapters_in_optimizer(
     # Adapters count the updates themselves, in a buffer: a resumed stage goes on at the count that
     # its checkpoint holds.
     hooks = [
-        optimizer.register_step_post_hook(partial(_call, adapter.advance))
-        for adapter in adapters
-        if hasattr(adapter, "advance")
+        optimizer.register_step_post_hook(partial(_call, advance))
+        for advance in methods_of(adapters, "advance")
     ]
     try:
         yield

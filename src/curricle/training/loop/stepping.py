@@ -21,6 +21,7 @@ from curricle.data.finiteness import non_finite_words
 from curricle.errors import DivergenceError
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
+from curricle.objectives.adapters import methods_of
 from curricle.objectives.base import Target
 from curricle.records import Usage
 from curricle.training.binding.batches import LocatedErrors
@@ -87,7 +88,7 @@ class Stepper:
         self._num_processes = self._placement.num_processes
         # Gradients of adapters are part of the norm by which all are clipped.
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
-        self._prepares = [item.prepare for item in loss.adapters if hasattr(item, "prepare")]
+        self._prepares = methods_of(loss.adapters, "prepare")
         # Looked up once, as properties cost a step of a small model time.
         self._num_steps, self._is_noisy = run.num_steps, run.is_noisy
         # On a GPU a look at every loss would wait for each step.
