@@ -89,14 +89,13 @@ def test_data_without_labels_leave_no_choice() -> None:
     class Unlabeled:
         """The inputs of parity."""
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(parity(), name)
+        batch_size, tokens_per_batch = parity().batch_size, parity().tokens_per_batch
+        fingerprint = "unlabeled"
 
         def batch(self, step: int) -> Batch:
             return replace(parity().batch(step), labels=None)
 
-    stream: Stream = Unlabeled()  # type: ignore[assignment]
-    assert label_notes(bound(10, stream=stream)) == ()
+    assert label_notes(bound(10, stream=Unlabeled())) == ()
 
 
 def test_a_plan_in_python_holds_the_notes() -> None:
