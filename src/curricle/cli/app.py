@@ -153,7 +153,7 @@ def demo(
     sets: Sets = None,
     jobs: Jobs = 2,
 ) -> None:
-    """Train a small teacher and compare four strategies for students, in minutes."""
+    """Train a small teacher and compare strategies for students, in minutes."""
     from curricle.runs.demo import demo_spec
     from curricle.runs.folder import unused_folder
     from curricle.runs.spec import changed

@@ -43,6 +43,7 @@ def parity_demo(output_dir: str) -> RunSpec:
             "extraction": StrategySpec(
                 curriculum={"kind": "extraction", "durations": ["750 steps"]}
             ),
+            "auto": StrategySpec(curriculum={"kind": "auto"}),
         },
         seeds=(0, 1, 2),
         budget=Budget(number=60_000, unit="steps"),
