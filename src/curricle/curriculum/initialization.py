@@ -100,11 +100,7 @@ class PrincipalStart:
         Raises:
             BindError: If the student is wider than the teacher.
         """
-        if student_width > teacher_width:
-            raise BindError(
-                f"'init' by principal components needs a student no wider than its teacher; got "
-                f"widths {student_width} and {teacher_width}"
-            )
+        _check_narrower(student_width, teacher_width, way="principal components")
         return partial(principal_map, student_width=student_width)
 
     @property
@@ -146,17 +142,26 @@ class SelectionStart:
         Raises:
             BindError: If the student is wider than the teacher.
         """
-        if student_width > teacher_width:
-            raise BindError(
-                f"'init' by selection needs a student no wider than its teacher; got widths "
-                f"{student_width} and {teacher_width}"
-            )
+        _check_narrower(student_width, teacher_width, way="selection")
         return partial(_selection_map, student_width=student_width)
 
     @property
     def law(self) -> str:
         """Return the law of the map in words."""
         return self.kind
+
+
+def _check_narrower(student_width: int, teacher_width: int, *, way: str) -> None:
+    """Check that a map keeps channels or directions, of which the teacher has enough.
+
+    Raises:
+        BindError: If the student is wider than the teacher.
+    """
+    if student_width > teacher_width:
+        raise BindError(
+            f"'init' by {way} needs a student no wider than its teacher; got widths "
+            f"{student_width} and {teacher_width}"
+        )
 
 
 def _selection_map(

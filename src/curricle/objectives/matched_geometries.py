@@ -6,6 +6,7 @@ divided by gradient accumulation or among processes.
 Axes: row (counted positions of a batch), width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
@@ -19,31 +20,25 @@ from curricle.errors import BindError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, Target, require
 from curricle.objectives.geometries import FEWEST_ROWS, cka_distance, procrustes_distance
-from curricle.objectives.hidden import NamedPair
+from curricle.objectives.hidden import LayerPair, NamedPair
 from curricle.objectives.paired_states import PairedStates
 from curricle.objectives.readings import Reading
 from curricle.values import Plain, value
 
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Distance of the rows of student and teacher, times their number."""
 
-@final
-@value
-class MatchCKA:
-    """Bring the linear centered kernel alignment (CKA) of two hidden states close to 1.
 
-    loss = 1 - |S' T|^2 / (|S' S| |T' T|) over the counted rows of a batch, with centered columns.
-    The alignment ignores rotations and scales, so that it needs no projection; it weighs directions
-    by the squares of their variances.
+class _Geometry(ABC):
+    """Match of two hidden states by a distance of their rows."""
 
-    Source:
-        Saha et al. 2022 (BMVC), with the linear kernel of Kornblith et al. 2019 (arXiv 1905.00414).
-        Deviation: over positions and not over examples, where states have positions.
-    """
+    pair: LayerPair
+    weight: float
 
-    kind: Literal["cka"] = "cka"
-    pair: NamedPair
-    """Taps of both models."""
-    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
-    """Factor of the term in the stage's loss; positive and at most a million."""
+    @property
+    @abstractmethod
+    def _distance(self) -> tuple[str, Distance]:
+        """Return the distance in words and as a function."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -62,12 +57,38 @@ class MatchCKA:
         """
         del is_residual
         states = _states(self.pair.reading, reads, sample)
-        return BoundGeometry(label=f"{self.weight:g} x 1 - CKA", states=states, loss=cka_distance)
+        words, distance = self._distance
+        return BoundGeometry(label=f"{self.weight:g} x {words}", states=states, loss=distance)
 
 
 @final
 @value
-class MatchProcrustes:
+class MatchCKA(_Geometry):
+    """Bring the linear centered kernel alignment (CKA) of two hidden states close to 1.
+
+    loss = 1 - |S' T|^2 / (|S' S| |T' T|) over the counted rows of a batch, with centered columns.
+    The alignment ignores rotations and scales, so that it needs no projection; it weighs directions
+    by the squares of their variances.
+
+    Source:
+        Saha et al. 2022 (BMVC), with the linear kernel of Kornblith et al. 2019 (arXiv 1905.00414).
+        Deviation: over positions and not over examples, where states have positions.
+    """
+
+    kind: Literal["cka"] = "cka"
+    pair: NamedPair
+    """Taps of both models."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
+
+    @property
+    def _distance(self) -> tuple[str, Distance]:
+        return "1 - CKA", cka_distance
+
+
+@final
+@value
+class MatchProcrustes(_Geometry):
     """Bring two hidden states close to each other after the best orthogonal map between them.
 
     loss = min over Q of |S Q - T|^2 = 2 - 2 |S' T|_* over the counted rows of a batch, with
@@ -87,25 +108,8 @@ class MatchProcrustes:
     """Factor of the term in the stage's loss; positive and at most a million."""
 
     @property
-    def needs_teacher(self) -> bool:
-        """Return True: the target is the teacher's state."""
-        return True
-
-    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return the places of both taps."""
-        return self.pair.reads(student, teacher)
-
-    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "BoundGeometry":
-        """Return the term after checking that there are rows to compare.
-
-        Raises:
-            BindError: If the states have different positions, or a batch has a single one.
-        """
-        del is_residual
-        states = _states(self.pair.reading, reads, sample)
-        return BoundGeometry(
-            label=f"{self.weight:g} x Procrustes", states=states, loss=procrustes_distance
-        )
+    def _distance(self) -> tuple[str, Distance]:
+        return "Procrustes", procrustes_distance
 
 
 def _states(reading: Reading, reads: Reads, sample: Sample) -> PairedStates:
@@ -131,7 +135,7 @@ class BoundGeometry:
     label: str
     """Weight and distance in words."""
     states: PairedStates
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Distance
     """Distance of the rows of student and teacher, times their number."""
 
     @property
