@@ -12,13 +12,12 @@ closes its end, or is killed and the system closes it, the workers end at once.
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -30,7 +29,7 @@ from curricle.errors import CheckpointError
 from curricle.records import Record
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import StudentRun, classes, measure_teacher, train_class
-from curricle.training.setup.interrupts import Interrupted
+from curricle.training.setup.interrupts import Interrupted, blocked, deferred
 
 if TYPE_CHECKING:
     Messages = Queue[tuple[str, Record]]
@@ -113,7 +112,7 @@ def work_off(
         return
     context = multiprocessing.get_context("spawn")
     # Python's own process that cleans up after the others ends by a closed terminal otherwise.
-    with _ignoring("SIGINT", "SIGHUP"):
+    with blocked("SIGINT", "SIGHUP"):
         resource_tracker.ensure_running()
     messages, (parent, own_end) = context.Queue(), context.Pipe(duplex=False)
     strangers = set(multiprocessing.active_children())
@@ -123,22 +122,24 @@ def work_off(
     submitted: dict[Future[None], Job] = {}
 
     def submit(ready: Iterable[Job]) -> set[Future[None]]:
-        # Workers inherit the ignored signal: this process handles an interrupt, and ends them.
-        with _ignoring("SIGINT"):
+        # Workers inherit the blocked signal: this process handles an interrupt, and ends them.
+        with blocked("SIGINT"):
             futures = {pool.submit(_work, work, job): job for job in ready}
         submitted.update(futures)
         return set(futures)
 
-    try:
-        _listen(submit(first), messages, watch, lambda done: submit(following(submitted[done])))
-    except BrokenProcessPool:
-        raise CheckpointError(
-            f"'jobs' {jobs} must be as many as memory has room for; a process was killed, "
-            f"'{again}' goes on"
-        ) from None
-    finally:
-        # One that failed or was interrupted does not wait for the others to finish.
-        with _ignoring("SIGINT"):
+    # The threads of the pool share locks with this one, which an interrupt must not leave acquired.
+    with deferred() as raise_interrupt:
+        receive = partial(_receive, messages, watch, raise_interrupt)
+        try:
+            _listen(submit(first), receive, lambda done: submit(following(submitted[done])))
+        except BrokenProcessPool:
+            raise CheckpointError(
+                f"'jobs' {jobs} must be as many as memory has room for; a process was killed, "
+                f"'{again}' goes on"
+            ) from None
+        finally:
+            # One that failed or was interrupted does not wait for the others to finish.
             own_end.close()
             # Those that are still starting do not listen yet.
             for worker in set(multiprocessing.active_children()) - strangers:
@@ -146,43 +147,34 @@ def work_off(
             pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _ignoring(*names: str) -> Iterator[None]:
-    """Ignore signals during a short section that must not be interrupted.
-
-    Processes that are started within ignore them for ever.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread is ever interrupted.
-        yield
-        return
-    # Windows has no SIGHUP.
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
-
-
 def _listen(
     pending: set[Future[None]],
-    messages: Messages,
-    watch: RecordWatcher,
+    receive: Callable[[], bool],
     follow: Callable[[Future[None]], set[Future[None]]],
 ) -> None:
     """Pass messages on until every job has ended and nothing more comes, or one has failed."""
-    while True:
+    received = True
+    while pending or received:
         done, pending = wait(pending, timeout=0, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
             pending |= follow(future)
-        try:
-            watch(*messages.get(timeout=POLL_SECONDS))
-        except queue.Empty:
-            if not pending:
-                return
+        received = receive()
+
+
+def _receive(messages: Messages, watch: RecordWatcher, raise_interrupt: Callable[[], None]) -> bool:
+    """Pass a message on.
+
+    Returns:
+        Whether a message came within `POLL_SECONDS`.
+    """
+    raise_interrupt()
+    try:
+        name, record = messages.get(timeout=POLL_SECONDS)
+    except queue.Empty:
+        return False
+    watch(name, record)
+    return True
 
 
 _MESSAGES: list[Messages] = []

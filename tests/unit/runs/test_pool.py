@@ -152,6 +152,30 @@ def test_a_second_interrupt_does_not_tear_the_end_apart(
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_an_interrupt_waits_until_the_locks_of_the_pool_are_released(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Raised within `wait`, it left the lock of a future acquired, and the pool never ended.
+    released: list[bool] = []
+
+    def interrupted(
+        futures: set[Future[None]], **_: object
+    ) -> tuple[set[Future[None]], set[Future[None]]]:
+        signal.raise_signal(signal.SIGINT)
+        released.append(True)
+        return set(), futures
+
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(pool, "wait", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compare(make_spec(), jobs=2, watch=lambda run, record: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert released == [True]
+
+
 PARENT = """
 import signal
 import sys
