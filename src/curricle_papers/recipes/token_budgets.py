@@ -99,9 +99,9 @@ def tokens_per_step(scale: Scale) -> int:
 def _task(scale: Scale) -> TextTask:
     return TextTask(
         objective="next_token",
-        vocabulary_size=300 if scale == "smoke" else 4096,
+        vocabulary_size={"smoke": 300, "small": 1024, "paper": 4096}[scale],
         window={"smoke": 16, "small": 64, "paper": 128}[scale],
-        batch_size={"smoke": 8, "small": 32, "paper": 128}[scale],
+        batch_size={"smoke": 8, "small": 16, "paper": 128}[scale],
         evaluation_batches={"smoke": 1, "small": 30, "paper": 20}[scale],
     )
 
