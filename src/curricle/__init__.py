@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from curricle.runs.export import export as export
     from curricle.runs.planning import Plan as Plan
     from curricle.runs.planning import plan as plan
+    from curricle.runs.ray_cluster import RayCluster as RayCluster
     from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
     from curricle.runs.teaching import teach as teach
     from curricle.teachers.stored import open_targets as open_targets
@@ -137,6 +138,7 @@ else:
             "runs.evaluate": ("Evaluation", "evaluate"),
             "runs.export": ("Exported", "export"),
             "runs.planning": ("Plan", "plan"),
+            "runs.ray_cluster": ("RayCluster",),
             "runs.teaching": ("TrainedTeacher", "teach"),
             "teachers.stored": ("open_targets",),
             "teachers.trajectory": ("Trajectory", "hugging_face_trajectory", "open_trajectory"),
