@@ -15,7 +15,12 @@ from typing import final
 from curricle.curriculum.initialization import START, LeastSquaresStart
 from curricle.data.streams import Stream
 from curricle.errors import BindError
-from curricle.least_squares.chain_fit import ChainPlan, fit_chain, inspect_chain
+from curricle.least_squares.chain_fit import (
+    ChainPlan,
+    fit_chain,
+    inspect_chain,
+    planned_chain_flops,
+)
 from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
 from curricle.least_squares.flops import FitFlops, planned_flops
 from curricle.models.peft_adapters import is_tuned
@@ -42,7 +47,7 @@ class BoundLeastSquares:
     widths: tuple[int, int]
     """Widths of the states of student and teacher."""
     flops: tuple[int, int] = (0, 0)
-    """FLOPs of the fit, of student and teacher, estimated."""
+    """FLOPs of the fit, of student and teacher; of a fit of blocks, estimated."""
     chain: ChainPlan | None = None
     """Fit of a network without a stream of states, in place of that of its blocks."""
 
@@ -169,6 +174,9 @@ def bind_least_squares(
         if chain is None or not chain.is_fit:
             raise BindError(f"'init' by least squares {reason}")
         unfitted = chain.unfitted
+        flops = planned_chain_flops(chain, student, teacher, batch, number=start.batches)
+    else:
+        flops = planned_flops(student, teacher, (batch.student, batch.teacher), start.batches)
     return BoundLeastSquares(
         declared=start,
         student=student,
@@ -177,7 +185,7 @@ def bind_least_squares(
         placement=placement,
         unfitted=unfitted,
         widths=widths,
-        flops=planned_flops(student, teacher, (batch.student, batch.teacher), start.batches),
+        flops=flops,
         chain=chain,
     )
 

@@ -246,6 +246,24 @@ def test_a_perceptron_starts_from_its_teacher() -> None:
     assert result.usage.examples == 2 * 16 + 2 * 16
 
 
+def test_the_plan_of_a_chain_is_what_its_start_costs() -> None:
+    networks = perceptron(4, 3, seed=1), perceptron(8, 6)
+    bound = bind_start(
+        curricle.LeastSquaresStart(batches=3),
+        tapped(networks[0]),
+        LiveTeacher(tapped(networks[1])),
+        stream=Listed(*(curricle.Batch(inputs=vectors(seed)) for seed in range(3))),
+        seed=0,
+        placement=curricle.TrainingSettings().placement,
+    )
+    assert isinstance(bound, BoundLeastSquares)
+    usage = bound.apply()
+    assert (bound.plan.student_flops, bound.plan.teacher_flops) == (
+        usage.student_flops,
+        usage.teacher_flops,
+    )
+
+
 def test_a_network_of_ones_own_without_blocks_starts_from_its_teacher() -> None:
     _, records = taught(
         convolutional(5, 4, seed=1), convolutional(5, 4), [images(seed) for seed in range(3)]
