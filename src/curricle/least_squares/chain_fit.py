@@ -30,7 +30,7 @@ from curricle.colocation import beside
 from curricle.least_squares.chain import Chain, Link, Reading, chain, read
 from curricle.least_squares.chain_maps import UnitNorm, WeightedMap
 from curricle.least_squares.fitting import CalibrationBatch
-from curricle.least_squares.flops import FitFlops
+from curricle.least_squares.flops import StartFlops
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
 from curricle.least_squares.unit_selection import Selection
 from curricle.models.restoring import modes_kept, weights_kept
@@ -121,7 +121,7 @@ def inspect_chain(student: TappedModel, teacher: TappedModel, batch: Calibration
         teacher: The teacher.
         batch: A batch of at least two different examples that both can read.
     """
-    with _evaluated(student, teacher), FitFlops(teacher.module) as flops:
+    with _evaluated(student, teacher), StartFlops(teacher.module) as flops:
         plan = _plan(chain(student, batch.student), chain(teacher, batch.teacher))
     return replace(plan, flops=(flops.student, flops.teacher))
 
@@ -150,7 +150,7 @@ def planned_chain_flops(
     counts = list[tuple[int, int]]()
     with _evaluated(student, teacher), weights_kept(student.module):
         for batches in ([batch], [batch, batch]):
-            with FitFlops(teacher.module, computes=False) as flops:
+            with StartFlops(teacher.module, computes=False) as flops:
                 _fit_pairs(plan.pairs, student, teacher, batches)
             counts.append((flops.student, flops.teacher))
     student_flops, teacher_flops = (

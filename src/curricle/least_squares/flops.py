@@ -1,4 +1,4 @@
-"""FLOPs of a fit: counted while it runs, and estimated before.
+"""FLOPs of a warm start: counted while it runs; those of a fit of blocks estimated before.
 
 Counted are, beside what torch counts (matrix products, convolutions, attention), the factorizations
 and solutions of linear systems, whose sizes are those of moments. Passes of the teacher are counted
@@ -7,7 +7,8 @@ apart; all else belongs to the student: its passes, moments and solutions.
 Units: FLOPs, two for a multiplication with its addition.
 
 Source:
-    G. Golub, C. Van Loan, "Matrix Computations", 4th edition: counts of the factorizations.
+    G. Golub, C. Van Loan, "Matrix Computations", 4th edition: counts of the factorizations, and of
+    the solution of least-squares problems by the singular value decomposition.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,11 @@ def _svd(matrices: Tensor, *_: object) -> float:
     return flops * _number(matrices)
 
 
+def _least_squares(matrices: Tensor, *_: object) -> float:
+    rows, columns = sorted(matrices.shape[-2:], reverse=True)
+    return (4 * rows * columns**2 + 8 * columns**3) * _number(matrices)
+
+
 def _cubic(factor: float) -> Callable[..., float]:
     return lambda matrices, *_: factor * matrices.shape[-1] ** 3 * _number(matrices)
 
@@ -59,17 +65,18 @@ _SOLVERS: Mapping[Any, Callable[..., float]] = {
     torch.ops.aten._linalg_solve_ex: _solution,  # noqa: SLF001 - torch's name
     torch.ops.aten.linalg_solve_triangular: _triangular_solution,
     torch.ops.aten._linalg_svd: _svd,  # noqa: SLF001 - torch's name
+    torch.ops.aten.linalg_lstsq: _least_squares,
     torch.ops.aten._linalg_eigh: _cubic(9),  # noqa: SLF001 - torch's name
     torch.ops.aten.linalg_cholesky_ex: _cubic(1 / 3),
     torch.ops.aten.linalg_inv_ex: _cubic(2),
 }
 
 
-_COUNTER: ContextVar["FitFlops | None"] = ContextVar("counter of the fit that runs", default=None)
+_COUNTER: ContextVar["StartFlops | None"] = ContextVar("counter of a start", default=None)
 
 
 @final
-class FitFlops(TorchDispatchMode):
+class StartFlops(TorchDispatchMode):
     """Counts the FLOPs inside its context; those of the teacher's passes apart."""
 
     def __init__(self, teacher: nn.Module, *, computes: bool = True) -> None:
@@ -88,10 +95,10 @@ class FitFlops(TorchDispatchMode):
         self.is_in_pass = False
         """Whether the teacher runs."""
 
-    def __enter__(self) -> "FitFlops":
+    def __enter__(self) -> "StartFlops":
         """Return the counter, which begins to count."""
         self._token = _COUNTER.set(self)
-        return cast("FitFlops", super().__enter__())  # type: ignore[no-untyped-call]
+        return cast("StartFlops", super().__enter__())  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: object) -> None:
         """Stop counting."""
@@ -140,7 +147,7 @@ def _zeros(
 
 @contextmanager
 def passes_of(module: nn.Module) -> Iterator[None]:
-    """Count what a module computes as the teacher's, if it is the teacher of the fit that runs.
+    """Count what a module computes as the teacher's, if it is the teacher of the start that runs.
 
     Yields:
         Nothing.
@@ -172,7 +179,7 @@ def planned_flops(
     """
     passes = []
     for model, batch in zip((student, teacher), inputs, strict=True):
-        counter = FitFlops(teacher.module)
+        counter = StartFlops(teacher.module)
         with modes_kept(model.module), torch.no_grad():
             # As in the fit, where nothing is dropped out.
             model.module.eval()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from curricle.least_squares.chain_fit import fit_chain, inspect_chain, planned_chain_flops
 from curricle.least_squares.fitting import CalibrationBatch, fit
-from curricle.least_squares.flops import FitFlops, passes_of, planned_flops
+from curricle.least_squares.flops import StartFlops, passes_of, planned_flops
 from curricle.models.wrapping import tapped
 from tests.unit.least_squares.families import inputs, model
 from tests.unit.least_squares.networks import (
@@ -25,7 +25,7 @@ pytest.importorskip("transformers")
 
 def test_passes_of_the_teacher_are_counted_apart() -> None:
     teacher, student, rows = nn.Linear(3, 5), nn.Linear(3, 7), torch.ones(2, 3)
-    with FitFlops(teacher) as flops:
+    with StartFlops(teacher) as flops:
         with passes_of(teacher):
             teacher(rows)
         with passes_of(student):
@@ -37,7 +37,7 @@ def test_passes_of_the_teacher_are_counted_apart() -> None:
 
 def test_a_pass_that_fails_is_over() -> None:
     teacher, rows = nn.Linear(3, 5), torch.ones(2, 3)
-    with FitFlops(teacher) as flops:
+    with StartFlops(teacher) as flops:
         with pytest.raises(ArithmeticError), passes_of(teacher):
             raise ArithmeticError
         rows @ rows.mT
@@ -46,7 +46,7 @@ def test_a_pass_that_fails_is_over() -> None:
 
 def test_solutions_are_counted() -> None:
     matrix = 2 * torch.eye(6)
-    with FitFlops(nn.Linear(1, 1)) as flops:
+    with StartFlops(nn.Linear(1, 1)) as flops:
         torch.linalg.solve(matrix, torch.ones(6, 4))
         torch.linalg.eigh(matrix)
     assert flops.student == 2 * 6**3 // 3 + 2 * 6**2 * 4 + 9 * 6**3
@@ -54,7 +54,7 @@ def test_solutions_are_counted() -> None:
 
 def test_each_matrix_of_a_batch_counts() -> None:
     matrices = 2 * torch.eye(6).expand(5, 6, 6)
-    with FitFlops(nn.Linear(1, 1)) as flops:
+    with StartFlops(nn.Linear(1, 1)) as flops:
         torch.linalg.solve(matrices, torch.ones(5, 6, 4))
         torch.linalg.cholesky(matrices)
     assert flops.student == 5 * (2 * 6**3 // 3 + 2 * 6**2 * 4 + 6**3 // 3)
@@ -62,7 +62,7 @@ def test_each_matrix_of_a_batch_counts() -> None:
 
 def test_a_triangular_solution_costs_half_of_a_product_from_either_side() -> None:
     matrix = torch.eye(6)
-    with FitFlops(nn.Linear(1, 1)) as flops:
+    with StartFlops(nn.Linear(1, 1)) as flops:
         torch.linalg.solve_triangular(matrix, torch.ones(6, 4), upper=False)
         torch.linalg.solve_triangular(matrix, torch.ones(4, 6), upper=False, left=False)
     assert flops.student == 2 * 6**2 * 4
@@ -71,7 +71,7 @@ def test_a_triangular_solution_costs_half_of_a_product_from_either_side() -> Non
 def test_without_computing_the_counts_are_the_same_and_the_results_zero() -> None:
     def counted(*, computes: bool) -> tuple[int, list[Tensor]]:
         matrix, images = 2 * torch.eye(6), torch.ones(2, 3, 5, 5)
-        with FitFlops(nn.Linear(1, 1), computes=computes) as flops, torch.no_grad():
+        with StartFlops(nn.Linear(1, 1), computes=computes) as flops, torch.no_grad():
             results = [
                 matrix @ matrix,
                 nn.Conv2d(3, 4, 3, stride=2)(images),
@@ -125,7 +125,7 @@ def chain_flops(
     models, entries = open_networks(student, teacher), calibration(batches)
     plan = inspect_chain(*models, entries[0])
     planned = planned_chain_flops(plan, *models, entries[0], number=len(entries))
-    with FitFlops(teacher) as flops:
+    with StartFlops(teacher) as flops:
         fit_chain(*models, entries)
     return planned, (flops.student, flops.teacher)
 
@@ -139,7 +139,7 @@ def test_a_batch_costs_about_as_much_as_planned(family: str) -> None:
         student = tapped(model(family, seed=1, **width))
         batches = [inputs(family, seed) for seed in range(number)]
         entries = [CalibrationBatch(student=batch, teacher=batch) for batch in batches]
-        with FitFlops(teacher.module) as flops:
+        with StartFlops(teacher.module) as flops:
             fit(student, teacher, entries)
         counts.append(torch.tensor([flops.student, flops.teacher]))
     planned = planned_flops(student, teacher, (batches[0], batches[0]), 6)

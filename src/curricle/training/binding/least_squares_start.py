@@ -22,7 +22,7 @@ from curricle.least_squares.chain_fit import (
     planned_chain_flops,
 )
 from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
-from curricle.least_squares.flops import FitFlops, planned_flops
+from curricle.least_squares.flops import planned_flops
 from curricle.models.peft_adapters import is_tuned
 from curricle.models.stacks import block_ends
 from curricle.models.tapped import TappedModel
@@ -95,25 +95,19 @@ class BoundLeastSquares:
         """Set the student's weights.
 
         Returns:
-            The examples that were read, and the FLOPs.
+            The examples that were read.
         """
         number, stream = self.declared.batches, self.stream
         batches = [_calibration(stream, self.placement, step) for step in range(number)]
-        with FitFlops(self.teacher.module) as flops:
-            if self.chain is None:
-                unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
-            else:
-                unfitted = fit_chain(self.student, self.teacher, batches)
+        if self.chain is None:
+            unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
+        else:
+            unfitted = fit_chain(self.student, self.teacher, batches)
         for entry in unfitted:
             # Embeddings and heads are known after the fit only; blocks are among the notes.
             if entry not in self.unfitted:
                 LOGGER.warning("curricle: 'init' has left as drawn %s", entry)
-        return Usage(
-            examples=number * stream.batch_size,
-            tokens=number * stream.tokens_per_batch,
-            student_flops=flops.student,
-            teacher_flops=flops.teacher,
-        )
+        return Usage(examples=number * stream.batch_size, tokens=number * stream.tokens_per_batch)
 
 
 def bind_least_squares(
