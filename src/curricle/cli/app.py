@@ -30,6 +30,7 @@ from curricle.cli import trajectory_listing as cli_trajectory
 from curricle.cli.placing import CPUs, GPUs, Jobs, Place, Placing
 from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
+from curricle.training.setup import launchers
 
 if TYPE_CHECKING:
     from curricle.records import Record
@@ -69,7 +70,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_targets.app, name="targets")
 # Of the processes of a launcher the first one prints.
-console = Console(markup=False, emoji=False, quiet=launching.rank() > 0)
+console = Console(markup=False, emoji=False, quiet=launchers.rank() > 0)
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.
     console = Console(width=WIDE, markup=False, emoji=False, quiet=console.quiet)

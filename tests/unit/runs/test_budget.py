@@ -285,7 +285,7 @@ def test_a_budget_of_flops_pays_for_the_start() -> None:
     run = bound(curriculum(Duration(number=10)))
     assert run.warm_start is not None
     usage = apply_start(run.warm_start, Usage(), run.settings.placement)
-    start = usage.teacher_flops
+    start = usage.student_flops + usage.teacher_flops
     assert start > 0
     (paid,) = steps(f"{start + 10 * LOGITS_STEP} flops", PRINCIPAL)
     (less,) = steps(f"{start + 10 * LOGITS_STEP - 1} flops", PRINCIPAL)
