@@ -45,8 +45,8 @@ def auto(
     models do not have is left out, too. The plan and the records of the run have the reasons.
 
     Under a budget of FLOPs or seconds the student learns from labels after a least-squares start,
-    if a step with the teacher costs twice a step from labels or more. With a length of steps or
-    examples, and for data without labels, the teacher is kept.
+    if a step with the teacher costs twice a step from labels or more and the budget pays for few
+    epochs. With a length of steps or examples, and for data without labels, the teacher is kept.
 
     Args:
         total: Length of the curriculum.

@@ -81,6 +81,9 @@ class PricedLabels:
     price: float = Field(default=2.0, gt=1)
     """Price from which on labels are taken: FLOPs of a step of the last stage, student and teacher,
     divided by those of a step from labels."""
+    epochs: float = Field(default=16.0, gt=0)
+    """Largest number of epochs of data of a known length that the budget may pay for from labels;
+    labels that are repeated more often are learned by heart, and targets of a teacher are not."""
 
 
 @final

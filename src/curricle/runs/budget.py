@@ -169,7 +169,8 @@ def bind_within(
     build = _of_currency(limit, build)
     try:
         if not limit.is_length:
-            build = with_choice(build, bound, PROVISIONAL)
+            flops = limit.number if limit.unit == "flops" else None
+            build = with_choice(build, bound, PROVISIONAL, flops=flops)
         run = bound(fitted(limit, build, bound) if length is None else build(length))
         if length is None and limit.is_length:
             _check_length(run, limit.duration(), f"the budget {limit}")

@@ -62,10 +62,24 @@ def binder(width: int = 60, stream: Stream | None = None) -> Callable[[Curriculu
     return bound
 
 
-def chosen(bound: Callable[[Curriculum], BoundRun], **fields: Any) -> Curriculum:
+def chosen(
+    bound: Callable[[Curriculum], BoundRun], *, flops: float | None = 1e6, **fields: Any
+) -> Curriculum:
     """Return the curriculum of `auto` after the choice."""
     total = Duration(number=100)
-    return with_choice(lambda length: auto(total=length, **fields), bound, total)(total)
+    build = with_choice(lambda length: auto(total=length, **fields), bound, total, flops=flops)
+    return build(total)
+
+
+class Repeated:
+    """Parity of as many examples as ten batches."""
+
+    batch_size, tokens_per_batch, fingerprint = BATCH, BATCH, "repeated"
+    examples_per_epoch = 10 * BATCH
+
+    def batch(self, step: int) -> Batch:
+        stream = ParityStream(num_inputs=INPUTS, degree=2, batch_size=BATCH, seed=0)
+        return stream.batch(step % 10)
 
 
 class Unlabeled:
@@ -129,6 +143,27 @@ def test_labels_of_another_loss_keep_the_teacher() -> None:
 
 def test_none_keeps_the_teacher_without_a_note() -> None:
     assert chosen(binder(), labels=None) == auto(total="100 steps", labels=None)
+
+
+def test_data_that_labels_would_repeat_too_often_keep_the_teacher() -> None:
+    bound = binder(stream=Repeated())
+    # Ten steps are an epoch.
+    assert chosen(bound, flops=160 * STUDENT).stages[-1].name == "labels"
+    curriculum = chosen(bound, flops=200 * STUDENT)
+    assert curriculum.stages[-1].name == "logits"
+    assert curriculum.note == (
+        "labels: the teacher is kept, since the budget pays for 20 epochs of labels, more than 16"
+    )
+    often = PricedLabels(epochs=20)
+    assert chosen(bound, flops=200 * STUDENT, labels=often).stages[-1].name == "labels"
+
+
+def test_seconds_give_no_number_of_epochs() -> None:
+    assert chosen(binder(), flops=None).stages[-1].name == "labels"
+    assert chosen(binder(stream=Repeated()), flops=None).note == (
+        "labels: the teacher is kept, since a budget of seconds does not give the number of epochs "
+        "of the data"
+    )
 
 
 def within(limit: str, **fields: Any) -> BoundRun:
