@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.initialization import SelectionStart as SelectionStart
     from curricle.curriculum.layer_pairs import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.stages import Curriculum as Curriculum
+    from curricle.curriculum.stages import PricedLabels as PricedLabels
     from curricle.curriculum.stages import Stage as Stage
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
@@ -100,7 +101,7 @@ else:
                 "RandomStart",
                 "SelectionStart",
             ),
-            "curriculum.stages": ("Curriculum", "Stage"),
+            "curriculum.stages": ("Curriculum", "PricedLabels", "Stage"),
             "curriculum.strategies": (
                 "extraction",
                 "from_labels",

@@ -309,7 +309,8 @@ def test_a_budget_below_the_cost_of_the_start_is_refused() -> None:
 def test_steps_that_a_stage_saves_are_counted_in_the_currency_of_the_budget(
     limit: str, saved: str
 ) -> None:
-    run = bind_within(parse(AnyBudget, limit), *parts({"kind": "auto"}), name="auto")
+    call = {"kind": "auto", "labels": None}
+    run = bind_within(parse(AnyBudget, limit), *parts(call), name="auto")
     assert run.saved == saved
 
 
