@@ -222,6 +222,26 @@ def hidden_case(
     )
 
 
+def selected_case() -> Case:
+    kept = [0, 2, 3, 5]
+
+    def formula(student: Array, teacher: Array, _: Array) -> float:
+        factor = math.sqrt((teacher**2).mean() / (teacher[:, kept] ** 2).mean())
+        return float(((student - factor * teacher[:, kept]) ** 2).sum() / WIDTH)
+
+    return Case(
+        MatchHidden(
+            pair=LayerPair(student=1, teacher=1), projection=Selection(channels=tuple(kept))
+        ),
+        formula,
+        reads="hidden",
+        counts="valid",
+        # Energies are float32.
+        tolerance=1e-5,
+        is_zero_at_match=False,
+    )
+
+
 def learned_case(*, by: Callable[[Array], Array] = unnormalized, **fields: Any) -> Case:
     objective = MatchHidden(pair=LayerPair(student=1, teacher=1), projection=Learned(), **fields)
     first = Learned().adapter(
@@ -555,6 +575,7 @@ CATALOG: dict[str, Case] = {
     ),
     "labels in chunks": Case(LabelLoss(chunk=2), labels_formula, is_zero_at_match=False),
     "labels": Case(LabelLoss(), labels_formula, is_zero_at_match=False),
+    "hidden selected channels": selected_case(),
     "hidden learned": learned_case(),
     "hidden learned layernorm": learned_case(by=layer, normalize="layernorm"),
     "hidden learned rms centered": learned_case(by=rms, normalize="rms", center=True),

@@ -80,6 +80,13 @@ CATALOG: dict[str, Arguments] = {
         "layer_objective": {"kind": "cka"},
         "teacher": 100,
     },
+    "hidden_first by channels of large gradients": lambda total: {
+        "kind": "hidden_first",
+        "layer_objective": {
+            "kind": "hidden",
+            "projection": {"kind": "selection", "by": "gradients"},
+        },
+    },
     "hidden_first after a start": lambda total: {
         "kind": "hidden_first",
         "pairs": 3,

@@ -1,9 +1,9 @@
 """Selection of channels of the teacher as a projection to the student's width.
 
 Unlike the laws of `projections`, which depend on widths and a seed only, a selection depends on the
-teacher's states: the channels with the largest energy (mean square) on the first batches of a stage
-stay, all others are dropped. A random projection mixes all channels, and on states whose energy
-lies in few of them it loses effective rank.
+teacher: the channels with the largest energy (mean square) on the first batches of a stage, or with
+the largest gradients of its predictions, stay, all others are dropped. A random projection mixes
+all channels, and on states whose energy lies in few of them it loses effective rank.
 
 Axes: student_width, teacher_width (channels of the teacher).
 
@@ -23,31 +23,47 @@ from curricle.errors import BindError, SpecError
 from curricle.values import value
 
 
+def _is_default(importance: object) -> bool:
+    """Return whether an importance is left out of specs and digests, which are older than it."""
+    return importance == "energy"
+
+
 @final
 @value
 class Selection:
-    """The channels of the teacher with the most energy, as many as the student has.
+    """The most important channels of the teacher, as many as the student has.
 
     All kept channels have one factor, by which the mean square of the projected states is that of
     the teacher's states on the calibration batches.
 
     Source:
         [RED], where a selection initializes trained projections of weights. Deviation: a fixed
-        projection of states. With `channels` from `curricle.probes.output_channels` it is the
-        selection of [FKD]; the loss there is a correlation, here the objective's squared error.
+        projection of states. With `by="gradients"` it is the selection of [FKD]. Deviations: the
+        loss there is a correlation, here the objective's squared error; squares of gradients of the
+        most likely class in place of absolute values of those of the label; on one batch, where
+        `curricle.probes.output_channels` ranks by any number of batches.
     """
 
     kind: Literal["selection"] = "selection"
+    by: Literal["energy", "gradients"] = Field(default="energy", exclude_if=_is_default)
+    """Importance of a channel: its `energy`, the mean square of the normalized states on the first
+    batches of the stage, or the mean square of the `gradients` of the finished teacher's
+    predictions by the state on a batch, as in [FKD]."""
     channels: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """Numbers of the kept channels, one for each of the student's; None takes those with the
-    largest mean square of the normalized states."""
+    """Numbers of the kept channels, one for each of the student's; None takes the most important
+    ones."""
 
     def __post_init__(self) -> None:
-        """Check that no channel is kept twice.
+        """Check that no channel is kept twice, and that named channels are not ranked, too.
 
         Raises:
-            SpecError: If one is.
+            SpecError: If one is, or they are.
         """
+        if self.channels is not None and self.by != "energy":
+            raise SpecError(
+                f"'by' has no effect with 'channels', which names the kept ones; remove one of "
+                f"them (got {self.by!r})"
+            )
         channels = self.channels or ()
         doubled = [channel for channel in channels if channels.count(channel) > 1]
         if doubled:

@@ -6,10 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
+from curricle.models.mlp import MLP
 from curricle.models.tapped import Activations, Place
+from curricle.models.wrapping import tapped
 from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Projection
@@ -110,6 +114,55 @@ def test_widths_without_a_selection_are_refused(
 ) -> None:
     with pytest.raises(BindError, match=sentence):
         bound(drawn(2, 3, widths[0]), drawn(2, 3, widths[1]), **fields)
+
+
+def test_named_channels_are_not_ranked() -> None:
+    with pytest.raises(SpecError, match=r"'by' has no effect with 'channels'.*got 'gradients'"):
+        Selection(by="gradients", channels=(1,))
+
+
+def test_the_channels_of_the_largest_gradients_are_kept() -> None:
+    with seeding.scoped(0, "models"):
+        student, teacher = (MLP(num_inputs=4, widths=(n,), num_classes=1) for n in (2, 5))
+    with torch.no_grad():
+        # The gradient of a single output by the states is the head's row, whatever their energy.
+        teacher.head.weight[0] = torch.tensor([0.1, -3.0, 0.5, 2.0, 0.0])
+        first = teacher.blocks[0][0]  # type: ignore[index]
+        first.bias[4] = 100.0
+    objective = MatchHidden(
+        pair=LayerPair(student=1, teacher=1), projection=Selection(by="gradients")
+    )
+    models = tapped(student), tapped(teacher.requires_grad_(False))
+    reads, batch = objective.reads(*models), Batch(inputs=drawn(6, 4, seed=1))
+    states = []
+    for model, places in zip(models, (reads.student, reads.teacher), strict=True):
+        with torch.no_grad(), model.open_taps(places, logits=False) as forward:
+            states.append(forward(batch.inputs, None))
+    sample = Sample(batch=batch, student=states[0], teacher=states[1], seed=0)
+    term = objective.bind(reads, sample, is_residual=False)
+    calibrate = pending_calibration(term)
+    assert calibrate is not None
+    target = calibrate([(states[1], batch)]).target(states[1], batch)
+    hidden = states[1].hidden[reads.teacher[0]]
+    kept = hidden[:, [1, 3]]
+    factor = (hidden.square().mean() / kept.square().mean()).sqrt()
+    assert torch.allclose(target, kept * factor, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_gradients_of_a_teacher_without_weights_are_refused() -> None:
+    objective = MatchHidden(
+        pair=LayerPair(student="0", teacher="0"), projection=Selection(by="gradients")
+    )
+    with seeding.scoped(0, "student"):
+        student = tapped(nn.Sequential(nn.Linear(4, 2)), blocks=["0"])
+    with pytest.raises(BindError, match="needs a teacher with weights; got stored targets"):
+        objective.reads(student, tapped(nn.Sequential(nn.Identity()), blocks=["0"]))
+
+
+def test_a_selection_by_energy_is_written_as_before() -> None:
+    assert "by" not in plain(Selection())
+    assert parse(Selection, plain(Selection(by="gradients"))) == Selection(by="gradients")
 
 
 def test_a_selection_is_not_shared() -> None:
