@@ -33,6 +33,7 @@ from curricle.objectives.base import (
     pending_calibration,
 )
 from curricle.objectives.catalog import SHIPPED, AnyObjective
+from curricle.objectives.channel_selection import ChannelSelection
 from curricle.objectives.divergences import JSD, ReverseKL, SquaredError, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
@@ -43,7 +44,6 @@ from curricle.objectives.matched_geometries import MatchCKA, MatchProcrustes
 from curricle.objectives.matched_relations import MatchRelations
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal, Sign
-from curricle.objectives.selected_channels import Selection
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.vocabulary_groups import GroupedProbabilities, SortedProbabilities
 from curricle.values import parse, plain
@@ -198,7 +198,7 @@ def hidden_case(
     **fields: Any,
 ) -> Case:
     objective = MatchHidden(pair=LayerPair(student=1, teacher=1), **fields)
-    assert not isinstance(objective.projection, (Learned, Selection))
+    assert not isinstance(objective.projection, (Learned, ChannelSelection))
     law = objective.projection.matrix(
         seed=SEED, name=name, student_width=WIDTH, teacher_width=teacher_width
     )
@@ -231,7 +231,7 @@ def selected_case() -> Case:
 
     return Case(
         MatchHidden(
-            pair=LayerPair(student=1, teacher=1), projection=Selection(channels=tuple(kept))
+            pair=LayerPair(student=1, teacher=1), projection=ChannelSelection(channels=tuple(kept))
         ),
         formula,
         reads="hidden",

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricle.curriculum.checkpoint_selection import PlannedCheckpoints
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import STRATEGIES, build
 from curricle.errors import SpecError

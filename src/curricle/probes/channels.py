@@ -16,8 +16,8 @@ from curricle.data.batch import Batch, Rows
 from curricle.errors import BindError
 from curricle.models.tapped import Tap, TappedModel
 from curricle.models.wrapping import tapped
+from curricle.objectives.channel_selection import largest_channels
 from curricle.objectives.output_gradients import output_gradient
-from curricle.objectives.selected_channels import largest_channels
 
 
 def output_energies(
@@ -61,8 +61,8 @@ def output_channels(
 ) -> tuple[int, ...]:
     """Return the channels of a state on which the model's predictions depend most.
 
-    They are for `Selection(channels=...)`, a projection of the teacher's states to the width of a
-    student.
+    They are for `ChannelSelection(channels=...)`, a projection of the teacher's states to the width
+    of a student.
 
     Args:
         model: The teacher.

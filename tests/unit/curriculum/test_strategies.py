@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from curricle.curriculum.checkpoint_selection import PlannedCheckpoints
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.initialization import PrincipalStart, RandomStart, WarmStart
 from curricle.curriculum.layer_pairs import evenly_spaced_pairs
-from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import (
     build,
