@@ -23,7 +23,7 @@ FROZEN = {
     "distill": (["spec"], ["--set", "--nproc"]),
     "compare": (["spec"], ["--set", "--jobs", "--on", "--num-cpus", "--num-gpus"]),
     "resume": (["run"], ["--jobs", "--nproc", "--on", "--num-cpus", "--num-gpus"]),
-    "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
+    "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),
     "evaluate": (

@@ -33,6 +33,7 @@ from curricle.objectives.base import (
     pending_calibration,
 )
 from curricle.objectives.catalog import SHIPPED, AnyObjective
+from curricle.objectives.channel_selection import ChannelSelection
 from curricle.objectives.divergences import JSD, ReverseKL, SquaredError, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
@@ -43,7 +44,6 @@ from curricle.objectives.matched_geometries import MatchCKA, MatchProcrustes
 from curricle.objectives.matched_relations import MatchRelations
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal, Sign
-from curricle.objectives.selected_channels import Selection
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.vocabulary_groups import GroupedProbabilities, SortedProbabilities
 from curricle.values import parse, plain
@@ -198,7 +198,7 @@ def hidden_case(
     **fields: Any,
 ) -> Case:
     objective = MatchHidden(pair=LayerPair(student=1, teacher=1), **fields)
-    assert not isinstance(objective.projection, (Learned, Selection))
+    assert not isinstance(objective.projection, (Learned, ChannelSelection))
     law = objective.projection.matrix(
         seed=SEED, name=name, student_width=WIDTH, teacher_width=teacher_width
     )
@@ -219,6 +219,26 @@ def hidden_case(
         tolerance=1e-5,
         is_residual=is_residual,
         is_zero_at_match=objective.projection == Identity() and not objective.center,
+    )
+
+
+def selected_case() -> Case:
+    kept = [0, 2, 3, 5]
+
+    def formula(student: Array, teacher: Array, _: Array) -> float:
+        factor = math.sqrt((teacher**2).mean() / (teacher[:, kept] ** 2).mean())
+        return float(((student - factor * teacher[:, kept]) ** 2).sum() / WIDTH)
+
+    return Case(
+        MatchHidden(
+            pair=LayerPair(student=1, teacher=1), projection=ChannelSelection(channels=tuple(kept))
+        ),
+        formula,
+        reads="hidden",
+        counts="valid",
+        # Energies are float32.
+        tolerance=1e-5,
+        is_zero_at_match=False,
     )
 
 
@@ -555,6 +575,7 @@ CATALOG: dict[str, Case] = {
     ),
     "labels in chunks": Case(LabelLoss(chunk=2), labels_formula, is_zero_at_match=False),
     "labels": Case(LabelLoss(), labels_formula, is_zero_at_match=False),
+    "hidden selected channels": selected_case(),
     "hidden learned": learned_case(),
     "hidden learned layernorm": learned_case(by=layer, normalize="layernorm"),
     "hidden learned rms centered": learned_case(by=rms, normalize="rms", center=True),

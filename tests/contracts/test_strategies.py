@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricle.curriculum.checkpoint_selection import PlannedCheckpoints
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import STRATEGIES, build
 from curricle.errors import SpecError
@@ -80,6 +80,13 @@ CATALOG: dict[str, Arguments] = {
         "layer_fraction": 0.3,
         "layer_objective": {"kind": "cka"},
         "teacher": 100,
+    },
+    "hidden_first by channels of large gradients": lambda total: {
+        "kind": "hidden_first",
+        "layer_objective": {
+            "kind": "hidden",
+            "projection": {"kind": "selection", "by": "gradients"},
+        },
     },
     "hidden_first after a start": lambda total: {
         "kind": "hidden_first",

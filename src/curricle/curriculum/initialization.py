@@ -30,10 +30,10 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from curricle.errors import BindError, SpecError
+from curricle.objectives.channel_selection import largest_channels
 from curricle.objectives.logits import is_none
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Orthogonal, Sign
-from curricle.objectives.selected_channels import largest_channels
 from curricle.values import value
 
 MOST_BATCHES = 10_000

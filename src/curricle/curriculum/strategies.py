@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from curricle.curriculum.automatic import auto
+from curricle.curriculum.checkpoint_selection import Select, select_checkpoints
 from curricle.curriculum.durations import (
     Duration,
     DurationText,
@@ -40,7 +41,6 @@ from curricle.curriculum.durations import (
 from curricle.curriculum.hidden_layers import Share, hidden_first, joint
 from curricle.curriculum.initialization import StartText, start_before_layers, warm_start
 from curricle.curriculum.layer_pairs import Pairs, listed_pairs
-from curricle.curriculum.selection import Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
 from curricle.objectives.base import MOST_WEIGHT, Objective

@@ -32,7 +32,7 @@ from curricle.least_squares.chain_maps import UnitNorm, WeightedMap
 from curricle.least_squares.fitting import CalibrationBatch
 from curricle.least_squares.flops import StartFlops
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
-from curricle.least_squares.unit_selection import Selection
+from curricle.least_squares.unit_selection import UnitSelection
 from curricle.models.restoring import modes_kept, weights_kept
 from curricle.models.tapped import TappedModel
 
@@ -291,7 +291,7 @@ class _PairFit:
         columns = _columns_of_units(self.teacher, self.batches[0], pair.twin, following)
         if columns is None:
             return self._chosen_by_energy(number)
-        selection = Selection(columns)
+        selection = UnitSelection(columns)
         for batch in self.batches:
             reading = read(self.teacher, batch.teacher, [following.path])
             inputs = following.columns(reading.inputs[following.path])
@@ -308,7 +308,7 @@ class _PairFit:
         What follows, as pooling, may not keep places apart.
         """
         num_units = self.pair.num_teacher_units
-        selection = Selection(torch.arange(num_units)[:, None])
+        selection = UnitSelection(torch.arange(num_units)[:, None])
         for batch in self.batches:
             reading = self._teacher_reading(batch)
             assert reading.logits is not None  # noqa: S101 - checked by `chain`

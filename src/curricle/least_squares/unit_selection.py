@@ -25,7 +25,7 @@ RIDGE = 1e-6
 
 
 @final
-class Selection:
+class UnitSelection:
     """Sums over rows from which units are chosen."""
 
     def __init__(self, columns: Int[Tensor, "unit entry"]) -> None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from curricle.objectives.base import Objective as Objective
     from curricle.objectives.base import Reads as Reads
     from curricle.objectives.base import Sample as Sample
+    from curricle.objectives.channel_selection import ChannelSelection as ChannelSelection
     from curricle.objectives.chunked import chunked_cross_entropy as chunked_cross_entropy
     from curricle.objectives.chunked import chunked_divergence as chunked_divergence
     from curricle.objectives.divergences import JSD as JSD
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from curricle.objectives.projections import Learned as Learned
     from curricle.objectives.projections import Orthogonal as Orthogonal
     from curricle.objectives.projections import Sign as Sign
-    from curricle.objectives.selected_channels import Selection as Selection
     from curricle.objectives.temperature import LearnedTemperature as LearnedTemperature
     from curricle.objectives.vocabulary_groups import GroupedProbabilities as GroupedProbabilities
     from curricle.objectives.vocabulary_groups import SortedProbabilities as SortedProbabilities
@@ -73,7 +73,7 @@ else:
                 "total_variation",
             ),
             "projections": ("Gaussian", "Identity", "Learned", "Orthogonal", "Sign"),
-            "selected_channels": ("Selection",),
+            "channel_selection": ("ChannelSelection",),
             "paired_logits": ("MatchPairedLogits",),
             "temperature": ("LearnedTemperature",),
             "vocabulary_groups": ("GroupedProbabilities", "SortedProbabilities", "token_groups"),

@@ -1,86 +1,124 @@
-"""Selection of the teacher's channels that the projections of a low-rank clone begin with.
+"""Selection of channels of the teacher as a projection to the student's width.
 
-- States between blocks: the channels with most activation energy, the same in all modules whose
-  axis has the sizes of the states.
-- Inner axis of attention: evenly spaced heads, and evenly spaced channels in each, so that queries
-  meet their keys and rotary pairs stay pairs of the student's frequencies.
-- Neurons of a block: those with most activation energy, the same in all maps of the block.
-- Axes without activations, such as positions: evenly spaced entries.
+Unlike the laws of `projections`, which depend on widths and a seed only, a selection depends on the
+teacher: the channels with the largest energy (mean square) on the first batches of a stage, or with
+the largest gradients of its predictions, stay, all others are dropped. A random projection mixes
+all channels, and on states whose energy lies in few of them it loses effective rank.
 
-Axes: student_size, teacher_size (of one axis of a weight).
+Axes: student_width, teacher_width (channels of the teacher).
 
-Source:
-    He et al. 2026, RED (arXiv 2605.29327): projections as channel selections by activations
-    instead of random numbers keep the effective rank of the states. Deviations: channels are
-    measured by their energy on one batch, each state weighed alike; heads and neurons, all of which
-    Low-Rank Clone keeps, are selected, too.
+References:
+    [RED] arXiv 2605.29327: selection by activations in place of random maps.
+    [FKD] Flex-KD, arXiv 2507.10155: selection by gradients.
 """
 
-from collections.abc import Mapping
+from typing import Annotated, Literal, final
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
 
-from curricle.objectives.cloned_weights import Axis, Sizes, output_axis
-
-HEAD_SIZES = ("head_dim", "attention_head_size")
-"""Attributes of attention modules that hold the width of a head."""
-NUM_READERS = 3
-"""Maps in attention modules whose map that writes lies behind them: queries, keys, values."""
-Energies = Mapping[tuple[str, Sizes], Tensor]
-"""Energy of each channel by the path of the block, empty for states, and the sizes of the axis."""
+from curricle.errors import BindError, SpecError
+from curricle.values import value
 
 
-def selection(
-    sizes: Sizes, energies: Energies, block: str, heads: Sizes | None
-) -> Float[Tensor, "student_size teacher_size"]:
-    """Return the matrix of ones and zeros that selects channels of the teacher.
+def _is_default(importance: object) -> bool:
+    """Return whether an importance is left out of specs and digests, which are older than it."""
+    return importance == "energy"
+
+
+@final
+@value
+class ChannelSelection:
+    """The most important channels of the teacher, as many as the student has.
+
+    All kept channels have one factor, by which the mean square of the projected states is that of
+    the teacher's states on the calibration batches.
+
+    Source:
+        [RED], where a selection initializes trained projections of weights. Deviation: a fixed
+        projection of states. With `by="gradients"` it is the selection of [FKD]. Deviations: the
+        loss there is a correlation, here the objective's squared error; squares of gradients of the
+        most likely class in place of absolute values of those of the label; on one batch, where
+        `curricle.probes.output_channels` ranks by any number of batches.
+    """
+
+    kind: Literal["selection"] = "selection"
+    by: Literal["energy", "gradients"] = Field(default="energy", exclude_if=_is_default)
+    """Importance of a channel: its `energy`, the mean square of the normalized states on the first
+    batches of the stage, or the mean square of the `gradients` of the finished teacher's
+    predictions by the state on a batch, as in [FKD]."""
+    channels: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Numbers of the kept channels, one for each of the student's; None takes the most important
+    ones."""
+
+    def __post_init__(self) -> None:
+        """Check that no channel is kept twice, and that named channels are not ranked, too.
+
+        Raises:
+            SpecError: If one is, or they are.
+        """
+        if self.channels is not None and self.by != "energy":
+            raise SpecError(
+                f"'by' has no effect with 'channels', which names the kept ones; remove one of "
+                f"them (got {self.by!r})"
+            )
+        channels = self.channels or ()
+        doubled = [channel for channel in channels if channels.count(channel) > 1]
+        if doubled:
+            raise SpecError(f"'channels' must differ; got {doubled[0]} twice")
+
+    def check(self, name: str, *, student_width: int, teacher_width: int) -> None:
+        """Check that there are as many channels as the student's width.
+
+        Args:
+            name: Name of the layer pair.
+            student_width: Number of channels to keep.
+            teacher_width: Number of channels.
+
+        Raises:
+            BindError: If there are not.
+        """
+        if student_width > teacher_width:
+            raise BindError(
+                f"{name!r} with projection 'selection' must have a student no wider than its "
+                f"teacher; got widths {student_width} and {teacher_width}; use 'orthogonal'"
+            )
+        if self.channels is None:
+            return
+        if len(self.channels) != student_width or max(self.channels) >= teacher_width:
+            raise BindError(
+                f"'channels' of {name!r} must be {student_width} numbers below {teacher_width}, "
+                f"the widths of student and teacher; got {len(self.channels)} up to "
+                f"{max(self.channels, default=0)}"
+            )
+
+    def matrix(
+        self, energies: Float[Tensor, " teacher_width"], student_width: int
+    ) -> Float[Tensor, "student_width teacher_width"]:
+        """Return the map of states to the selected channels, in ascending order.
+
+        Args:
+            energies: Mean square of each channel.
+            student_width: Number of selected channels.
+        """
+        chosen = sorted(
+            largest_channels(energies, student_width) if self.channels is None else self.channels
+        )
+        rows = torch.eye(len(energies), dtype=energies.dtype, device=energies.device)[chosen]
+        kept = energies[chosen].mean()
+        # Without any energy the scale does not matter.
+        scale = torch.where(kept > 0, energies.mean() / kept, torch.ones_like(kept)).sqrt()
+        return rows * scale
+
+
+def largest_channels(energies: Float[Tensor, " channel"], count: int) -> tuple[int, ...]:
+    """Return the channels with the largest energies, in ascending order; ties go to the first.
 
     Args:
-        sizes: Sizes of the axis in student and teacher.
-        energies: Energies of states and of neurons.
-        block: Path of the block of the axis; empty outside.
-        heads: Widths of a head in student and teacher on the inner axis of attention, else None.
+        energies: Energy of each channel.
+        count: Number of channels to return.
     """
-    if heads is not None and not any(size % head for size, head in zip(sizes, heads, strict=True)):
-        first = _evenly((sizes[0] // heads[0], sizes[1] // heads[1])) * heads[1]
-        chosen = (first[:, None] + _evenly(heads)).flatten()
-    else:
-        energy = energies.get(("", sizes), energies.get((block, sizes)))
-        # In the teacher's order, so that equal channels of two models stay in one order.
-        chosen = _evenly(sizes) if energy is None else energy.topk(sizes[0]).indices.sort().values
-    return torch.eye(sizes[1])[chosen]
-
-
-def _evenly(sizes: Sizes) -> Int[Tensor, " student_size"]:
-    return torch.arange(sizes[0]) * sizes[1] // sizes[0]
-
-
-def head_sizes(model: nn.Module) -> dict[Axis, int]:
-    """Return the width of a head for the inner axes of attention.
-
-    Args:
-        model: A model whose attention modules hold the width of a head, as in transformers.
-    """
-    maps = [(path, module) for path, module in model.named_modules() if is_map(module)]
-    sizes: dict[Axis, int] = {}
-    for path, module in model.named_modules():
-        size = next((vars(module)[name] for name in HEAD_SIZES if name in vars(module)), None)
-        inside = [
-            number for number, (map_path, _) in enumerate(maps) if map_path.startswith(f"{path}.")
-        ]
-        if not isinstance(size, int) or not inside:
-            continue
-        # Queries, keys and values alone: BERT's map that writes lies in the next module.
-        writer = inside[-1] + (len(inside) == NUM_READERS)
-        for number in range(inside[0], min(writer, len(maps))):
-            sizes[maps[number][0], output_axis(maps[number][1])] = size
-        if writer < len(maps):
-            sizes[maps[writer][0], 1 - output_axis(maps[writer][1])] = size
-    return sizes
-
-
-def is_map(module: nn.Module) -> bool:
-    """Return whether a module is a linear map with a weight of two axes."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    order = energies.argsort(descending=True, stable=True)
+    return tuple(sorted(order[:count].tolist()))

@@ -34,12 +34,13 @@ from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel, tap_number
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.base import MOST_WEIGHT, BoundObjective, Reads, Sample, require
+from curricle.objectives.channel_selection import ChannelSelection, largest_channels
 from curricle.objectives.frames import frame_counter
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
+from curricle.objectives.output_gradients import output_gradient
 from curricle.objectives.paired_states import PairedStates, Positions
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
 from curricle.objectives.readings import Reading
-from curricle.objectives.selected_channels import Selection
 from curricle.values import Plain, plain, value
 
 Normalize = Literal["auto", "none", "layernorm", "rms"]
@@ -161,7 +162,7 @@ class MatchHidden:
     projection: Projection = Gaussian()
     """Law of the fixed random map from teacher width to student width; `learned`, a map from
     student width to teacher width, trained from its initial values in each stage; or `selection` of
-    the teacher's channels with the most energy on the first batches of a stage."""
+    the teacher's most important channels."""
     shared_projection: bool = False
     """Whether all taps use the same projection, which suits taps on one residual stream."""
     normalize: Normalize = "auto"
@@ -191,7 +192,7 @@ class MatchHidden:
                 f"'shared_projection' has no effect with projection 'learned', which is trained "
                 f"anew in each stage; remove it (got {self.shared_projection})"
             )
-        if self.shared_projection and isinstance(self.projection, Selection):
+        if self.shared_projection and isinstance(self.projection, ChannelSelection):
             raise SpecError(
                 f"'shared_projection' must be false with projection 'selection', which selects the "
                 f"channels of each tap; got {self.shared_projection}"
@@ -203,8 +204,20 @@ class MatchHidden:
         return True
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return the places of both taps."""
-        return self.pair.reads(student, teacher)
+        """Return the places of both taps, and the models if channels are ranked by gradients.
+
+        Raises:
+            BindError: If channels are ranked by gradients of stored targets, which have none.
+        """
+        reads = self.pair.reads(student, teacher)
+        if not isinstance(self.projection, ChannelSelection) or self.projection.by == "energy":
+            return reads
+        model = require(teacher, "teacher")
+        if not any(True for _ in model.module.parameters()):
+            raise BindError(
+                "a selection by 'gradients' needs a teacher with weights; got stored targets"
+            )
+        return replace(reads, models=(student, model))
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
         """Return the term with a sampled projection, or a learned one with sampled initial values.
@@ -218,7 +231,7 @@ class MatchHidden:
         )
         matrix, adapter = self._project(states, sample)
         return _BoundHidden(
-            declared=self,
+            declared=self._ranked(states, reads, sample),
             draw_facts={"projection_name": states.names, "projection_seed": sample.seed},
             states=states,
             rule=normalizer_name(self.normalize, is_residual=is_residual),
@@ -226,6 +239,25 @@ class MatchHidden:
             adapter=adapter,
             mean=None,
         )
+
+    def _ranked(self, states: PairedStates, reads: Reads, sample: Sample) -> "MatchHidden":
+        """Return the objective with the channels that it ranks by gradients, if it does.
+
+        Raises:
+            BindError: If the data pair two tokenizers.
+        """
+        law = self.projection
+        if reads.models is None or not isinstance(law, ChannelSelection):
+            return self
+        if sample.batch.alignment is not None:
+            raise BindError(
+                "a selection by 'gradients' needs models that read the same tokens; the data pair "
+                "two tokenizers"
+            )
+        gradient = output_gradient(reads.models[1], states.teacher, sample.batch)
+        rows = states.teacher_rows(Activations({states.teacher: gradient}, None), sample.batch)
+        channels = largest_channels(rows.float().square().sum(0), states.widths[0])
+        return replace(self, projection=ChannelSelection(channels=channels))
 
     def _project(
         self, states: PairedStates, sample: Sample
@@ -246,7 +278,7 @@ class MatchHidden:
                 teacher_width=teacher_width,
             )
             return None, beside(adapter, place)
-        if isinstance(self.projection, Selection):
+        if isinstance(self.projection, ChannelSelection):
             self.projection.check(
                 states.names, student_width=student_width, teacher_width=teacher_width
             )
@@ -316,7 +348,11 @@ class _BoundHidden:
             # Left out for the plain reading, so that older targets keep their key.
             **({"reading": reading.kind} if reading.label else {}),
             # These projections do not depend on the seed.
-            **({} if isinstance(law, (Learned, Identity, Selection)) else self.draw_facts | shared),
+            **(
+                {}
+                if isinstance(law, (Learned, Identity, ChannelSelection))
+                else self.draw_facts | shared
+            ),
         }
 
     @property
@@ -358,12 +394,12 @@ class _BoundHidden:
     @property
     def wants_calibration(self) -> bool:
         """Return whether the target is centered, or its channels are selected."""
-        return self.declared.center or isinstance(self.declared.projection, Selection)
+        return self.declared.center or isinstance(self.declared.projection, ChannelSelection)
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
         """Return the term with its selection, and the mean of the projected state if centered."""
         batches, term, law = list(teachers), self, self.declared.projection
-        if isinstance(law, Selection):
+        if isinstance(law, ChannelSelection):
             rows = [self._normalized(*pair).float() for pair in batches]
             total = torch.stack([states.square().sum(0) for states in rows]).sum(0)
             energies = total / max(sum(map(len, rows)), 1)

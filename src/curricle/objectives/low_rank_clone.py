@@ -24,7 +24,7 @@ from curricle.data.batch import Batch, Rows
 from curricle.errors import BindError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.objectives.base import MOST_WEIGHT, BoundObjective, Reads, Sample, require
-from curricle.objectives.channel_selection import head_sizes, is_map, selection
+from curricle.objectives.cloned_channels import head_sizes, is_map, selection_matrix
 from curricle.objectives.cloned_weights import (
     Axis,
     ClonedWeights,
@@ -172,7 +172,7 @@ class LowRankClone:
             widths = (
                 (heads[0][axis], heads[1][twin]) if axis in heads[0] and twin in heads[1] else None
             )
-            matrices[axis] = selection(sizes, energies, _block(student, axis[0]), widths)
+            matrices[axis] = selection_matrix(sizes, energies, _block(student, axis[0]), widths)
         return matrices
 
 

@@ -38,10 +38,10 @@ from curricle.objectives.base import (
     logits_of,
     require,
 )
+from curricle.objectives.channel_selection import ChannelSelection
 from curricle.objectives.logits import LOGIT_AXES
 from curricle.objectives.losses import cosine_distance, squared_error
 from curricle.objectives.projections import Learned, Projection
-from curricle.objectives.selected_channels import Selection
 from curricle.objectives.similarities import Score, margin_error, similarity_error, similarity_kl
 from curricle.values import Plain, value
 
@@ -98,7 +98,7 @@ class MatchEmbeddings:
                 f"width, and 'width' of a SentenceEncoder ends in the teacher's"
             )
         logits = logits_of(sample.student)
-        if isinstance(law, Selection):
+        if isinstance(law, ChannelSelection):
             raise BindError(
                 f"'projection' of embeddings must be 'learned' or drawn, such as 'gaussian', since "
                 f"a selection is taken from states; got {law.kind!r}"

@@ -6,7 +6,7 @@ square of h. Hence the scale of a target depends neither on the law nor on the s
 losses of different pairs are comparable. `Identity` satisfies it without sampling.
 
 `Learned` differs: a trained map on the student's side with such a random initial value; and
-`Selection` of channels, which is computed from the teacher's states.
+`ChannelSelection` of channels, which is computed from the teacher's states.
 
 Axes: student_width, teacher_width, word (a raw 64-bit random number), entry (of a matrix, counted
 row by row), vector and coordinate (of the vectors to orthonormalize).
@@ -37,7 +37,7 @@ from torch import Tensor
 from curricle.errors import BindError
 from curricle.memory import check_memory
 from curricle.objectives.adapters import LinearMap
-from curricle.objectives.selected_channels import Selection
+from curricle.objectives.channel_selection import ChannelSelection
 from curricle.seeding import derive
 from curricle.values import value
 
@@ -225,7 +225,7 @@ class Learned:
 
 
 Projection = Annotated[
-    Gaussian | Sign | Orthogonal | Identity | Learned | Selection,
+    Gaussian | Sign | Orthogonal | Identity | Learned | ChannelSelection,
     Field(discriminator="kind"),
 ]
 """Field type of a projection; `kind` selects the law."""

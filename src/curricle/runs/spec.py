@@ -14,8 +14,8 @@ from typing import Annotated, TypeVar, cast, final
 
 from pydantic import BeforeValidator, Field
 
+from curricle.curriculum.checkpoint_selection import PlannedCheckpoints
 from curricle.curriculum.durations import AnyDuration, Duration
-from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.strategies import build
 from curricle.data.streams import examples_per_epoch
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names

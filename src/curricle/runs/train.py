@@ -18,8 +18,8 @@ from typing import cast, final
 
 from torch import nn
 
+from curricle.curriculum.checkpoint_selection import PlannedCheckpoints
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, TeacherReference
 from curricle.curriculum.strategies import build, from_labels
 from curricle.errors import BindError, CheckpointError

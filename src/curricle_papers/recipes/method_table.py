@@ -99,8 +99,9 @@ HINTON: Plain = {"kind": "logits", "teacher_temperature": 2.0, "student_temperat
                  "scale": "temperature_squared"}  # fmt: skip
 """Objective of the original distillation, whose gradients keep their size."""
 SELECTION: Plain = {"kind": "selection"}
-"""Projection to the channels with most energy; by gradients, as in Flex-KD, they would depend on
-the trained teacher."""
+"""Projection to the channels with most energy."""
+GRADIENTS: Plain = {"kind": "selection", "by": "gradients"}
+"""Projection to the channels on which the teacher's predictions depend most."""
 CTKD: Plain = {"kind": "learned_temperature"}
 NO_EMBEDDING: Mapping[Trait, str] = dict.fromkeys(
     ("cnn", "image to vector"), "the start sets token tables, or the first map of two MLPs"
@@ -111,6 +112,9 @@ NO_TABLE: Mapping[Trait, str] = {
 }
 NO_POSITIONS: Mapping[Trait, str] = dict.fromkeys(
     ("mlp", "image to vector"), "the states have no positions to relate"
+)
+NO_GRADIENTS: Mapping[Trait, str] = dict.fromkeys(
+    ("cnn", "image to vector"), "a tap of a convolution is a copy, which no output depends on"
 )
 NO_CLONE: Mapping[Trait, str] = {
     "cnn": "weights are projected in linear maps alone",
@@ -132,6 +136,7 @@ METHODS: tuple[Method, ...] = (
     Method("hidden_first", "2605.11513, HLDF", _hidden_first("hidden")),
     Method("joint", "2605.11513, HLDC", _joint("hidden")),
     Method("channels", "2605.29327", _hidden_first("hidden", projection=SELECTION)),
+    Method("flex_kd", "2507.10155", _hidden_first("hidden", projection=GRADIENTS), NO_GRADIENTS),
     Method("minilm", "2012.15828", _hidden_first("relations"), NO_POSITIONS),
     Method("cka", "2503.21047", _hidden_first("cka")),
     Method("procrustes", "1610.05256", _hidden_first("procrustes")),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from curricle.curriculum.checkpoint_selection import PlannedCheckpoints
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.initialization import (
     LeastSquaresStart,
@@ -17,7 +18,6 @@ from curricle.curriculum.initialization import (
     WarmStart,
 )
 from curricle.curriculum.layer_pairs import evenly_spaced_pairs
-from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import (
     build,

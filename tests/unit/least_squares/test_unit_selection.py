@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from curricle.least_squares import unit_selection
-from curricle.least_squares.unit_selection import Selection
+from curricle.least_squares.unit_selection import UnitSelection
 
 
-def selection(inputs: Tensor, weight: Tensor, entries: int = 1) -> Selection:
-    made = Selection(torch.arange(inputs.shape[1]).view(-1, entries))
+def selection(inputs: Tensor, weight: Tensor, entries: int = 1) -> UnitSelection:
+    made = UnitSelection(torch.arange(inputs.shape[1]).view(-1, entries))
     for rows in inputs.split(50):
         made.add(rows, rows @ weight.mT)
     return made

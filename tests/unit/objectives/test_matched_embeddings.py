@@ -10,13 +10,13 @@ import curricle
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CurricleError, DataError
+from curricle.objectives.channel_selection import ChannelSelection
 from curricle.objectives.matched_embeddings import (
     MatchEmbeddings,
     MatchMargins,
     MatchSimilarities,
 )
 from curricle.objectives.projections import Learned, Orthogonal
-from curricle.objectives.selected_channels import Selection
 from curricle.teachers.store.codecs import Exact
 from tests.parts import drawn
 
@@ -90,7 +90,7 @@ def test_a_student_of_another_width_learns_the_similarities_of_its_teacher(objec
     [
         (MatchEmbeddings(), {}, r"the same width without a projection; got 3 and 5; MatchSimil"),
         (
-            MatchEmbeddings(projection=Selection()),
+            MatchEmbeddings(projection=ChannelSelection()),
             {},
             r"'projection' of embeddings must be 'learned' or drawn, .*; got 'selection'",
         ),

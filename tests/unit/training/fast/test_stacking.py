@@ -17,9 +17,9 @@ from curricle.errors import BindError, DivergenceError
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
+from curricle.objectives.channel_selection import ChannelSelection
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import LabelLoss
-from curricle.objectives.selected_channels import Selection
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
@@ -110,7 +110,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "centered": {"curriculum": lambda total: extraction(total=total, center=True)},
     "selected channels": {
-        "curriculum": lambda total: extraction(total=total, projection=Selection())
+        "curriculum": lambda total: extraction(total=total, projection=ChannelSelection())
     },
     "CKA": {"curriculum": lambda total: hidden_first(total=total, layer_objective="cka")},
     "Procrustes": {"curriculum": lambda total: joint(total=total, layer_objective="procrustes")},

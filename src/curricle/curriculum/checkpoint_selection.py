@@ -42,7 +42,7 @@ class PlannedCheckpoints:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Selection:
+class SelectedCheckpoints:
     """The selected checkpoints."""
 
     steps: tuple[int, ...]
@@ -51,7 +51,7 @@ class Selection:
     """Reason of the selection, a sentence for people; empty if the losses play no role."""
 
 
-def select_checkpoints(select: Select, trajectory: object) -> Selection:
+def select_checkpoints(select: Select, trajectory: object) -> SelectedCheckpoints:
     """Return the selected checkpoints.
 
     `transition` always gives two: the last, and among the earlier checkpoints the nearest to the
@@ -67,7 +67,7 @@ def select_checkpoints(select: Select, trajectory: object) -> Selection:
     """
     steps = _steps(trajectory, "trajectory")
     if select == "equal":
-        return Selection(steps)
+        return SelectedCheckpoints(steps)
     if select == "transition":
         return _with_transition(steps, trajectory)
     listed = _steps(select, "select")
@@ -77,7 +77,7 @@ def select_checkpoints(select: Select, trajectory: object) -> Selection:
             f"'select' must list checkpoints of the trajectory, which has {list(steps)}; "
             f"got {missing[0]}"
         )
-    return Selection(listed)
+    return SelectedCheckpoints(listed)
 
 
 def _steps(trajectory: object, name: str) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def _steps(trajectory: object, name: str) -> tuple[int, ...]:
     return steps
 
 
-def _with_transition(steps: tuple[int, ...], trajectory: object) -> Selection:
+def _with_transition(steps: tuple[int, ...], trajectory: object) -> SelectedCheckpoints:
     if len(steps) == 1:
         raise SpecError(
             f"'select' 'transition' must have a checkpoint before the last; got {list(steps)}"
@@ -103,7 +103,7 @@ def _with_transition(steps: tuple[int, ...], trajectory: object) -> Selection:
     *earlier, last = steps
     if isinstance(trajectory, PlannedCheckpoints):
         step = earlier[len(earlier) // 2]
-        return Selection(
+        return SelectedCheckpoints(
             (step, last),
             f"checkpoint {step} is provisional: the one inside the teacher's transition is known "
             f"only after the teacher was trained",
@@ -117,7 +117,7 @@ def _with_transition(steps: tuple[int, ...], trajectory: object) -> Selection:
             f"checkpoints instead"
         )
     step, why = _nearest(tuple((step, losses[step]) for step in steps))
-    return Selection((step, last), why)
+    return SelectedCheckpoints((step, last), why)
 
 
 def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricle.curriculum.selection import (
+from curricle.curriculum.checkpoint_selection import (
     PlannedCheckpoints,
     select_checkpoints,
 )
