@@ -18,7 +18,7 @@ from curricle.runs import spec
 # Verb: arguments in order, then options.
 FROZEN = {
     "demo": (["name"], ["--output-dir", "--set", "--jobs"]),
-    "plan": (["spec"], ["--set"]),
+    "plan": (["spec"], ["--set", "--world-size"]),
     "teach": (["spec"], ["--set", "--nproc"]),
     "distill": (["spec"], ["--set", "--nproc"]),
     "compare": (["spec"], ["--set", "--jobs"]),

@@ -165,7 +165,14 @@ def demo(
 
 
 @app.command()
-def plan(spec: Spec, sets: Sets = None) -> None:
+def plan(
+    spec: Spec,
+    sets: Sets = None,
+    world_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Print memory and bytes sent of one of so many processes."),
+    ] = None,
+) -> None:
     """Print inputs, trained parameters and cost of each stage, without training."""
     from curricle.reports.tables import plan_table
     from curricle.runs.label_costs import label_notes
@@ -177,6 +184,9 @@ def plan(spec: Spec, sets: Sets = None) -> None:
     # A spec may serve both `distill` and `compare`.
     if run_spec.curriculum is not None or not runs:
         runs = [single_run(run_spec), *runs]
+    if world_size is not None:
+        _plan_ranks(run_spec, runs, world_size)
+        return
     notes: dict[str, None] = {}
     for run in runs:
         bound = planned_student(run_spec, run)
@@ -188,6 +198,15 @@ def plan(spec: Spec, sets: Sets = None) -> None:
             if note not in notes:
                 _print(note)
         notes |= dict.fromkeys(lines)
+
+
+def _plan_ranks(spec: "RunSpec", runs: "Sequence[StudentRun]", world_size: int) -> None:
+    """Print the tables of one process of each run."""
+    from curricle.reports.tables import to_rich
+    from curricle.runs.rank_plans import planned_ranks
+
+    for run in runs:
+        console.print(to_rich(planned_ranks(spec, run, world_size).grid(), leading=1))
 
 
 @app.command()

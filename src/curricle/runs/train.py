@@ -308,12 +308,17 @@ def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> Tapp
         student: Which student.
         data: The opened task.
     """
-    model = build_model(_student_model(spec), data, student.seed, "student")
+    model = build_model(student_model(spec), data, student.seed, "student")
     load_finished(model.module, student.folder)
     return model
 
 
-def _student_model(spec: RunSpec) -> Model:
+def student_model(spec: RunSpec) -> Model:
+    """Return the student's model of a spec.
+
+    Args:
+        spec: Spec of the run.
+    """
     # The checker joins a union of models to `object`.
     return cast("Model", require_field(spec.student, "student", "distill"))
 
@@ -396,7 +401,7 @@ def _bound(
     length: Duration | None,
 ) -> BoundRun:
     """Return a student's run bound to its models and data, at the budget's length by default."""
-    model = build_model(_student_model(spec), data, student.seed, "student")
+    model = build_model(student_model(spec), data, student.seed, "student")
 
     # The loss of a teacher before its training is unknown.
     trajectory = teacher.trajectory or PlannedCheckpoints(spec.trajectory_steps())
