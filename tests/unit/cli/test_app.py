@@ -270,6 +270,7 @@ def test_the_package_runs_as_a_module() -> None:
     assert done.stdout.startswith("curricle ")
 
 
+@pytest.mark.integration
 def test_a_plan_of_several_processes_prints_one_of_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
