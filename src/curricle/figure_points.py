@@ -112,10 +112,12 @@ class RecipeRecord:
     """Comparisons, in the order of the figure."""
     left_out: dict[str, str] = Field(default_factory=dict)
     """Reasons by panel why it is not run."""
+    selected: tuple[str, ...] = ()
+    """Panels named by `--panels` in all calls on the folder; empty if all panels are run."""
     chart: Chart
     """Chart of the figure."""
     line: str = ""
-    """Command that runs it again, without the folder; see `line_again`."""
+    """Command that runs it again, without folder and panels; see `line_again`."""
 
     @property
     def caution(self) -> str:
@@ -168,10 +170,12 @@ def usual_folder(name: str, scale: str) -> Path:
 
 def line_again(recipe: RecipeRecord, folder: Path) -> str:
     """Return the command that runs a recipe again in its folder, under the present name."""
+    if not recipe.line:
+        return ""
     usual = usual_folder(recipe.name, recipe.scale)
-    if not recipe.line or folder.resolve() == usual.resolve():
-        return recipe.line
-    return f"{recipe.line} {shlex.join(['--output-dir', str(folder)])}"
+    panels = ["--panels", ",".join(recipe.selected)] if recipe.selected else []
+    output = [] if folder.resolve() == usual.resolve() else ["--output-dir", str(folder)]
+    return " ".join(filter(None, (recipe.line, shlex.join([*panels, *output]))))
 
 
 def write_points(folder: Path, points: Iterable[Point]) -> None:

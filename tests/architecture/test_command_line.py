@@ -23,7 +23,7 @@ FROZEN = {
     "distill": (["spec"], ["--set", "--nproc"]),
     "compare": (["spec"], ["--set", "--jobs"]),
     "resume": (["run"], ["--jobs", "--nproc"]),
-    "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
+    "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),
     "evaluate": (

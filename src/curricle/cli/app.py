@@ -14,7 +14,7 @@ them, so that help appears at once. Names and paths come from users: no console 
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
@@ -268,12 +268,19 @@ def reproduce(
         Path | None, typer.Option(help="Folder; runs/reproduce/NAME-SCALE by default.")
     ] = None,
     sets: Sets = None,
+    panels: Annotated[
+        str | None,
+        typer.Option(help="Panels to run, as text-masked,text-next; all by default."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="As of compare; by default 1 at smoke, otherwise 2.")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the recipes.")] = False,
 ) -> None:
-    """Make a figure of a paper again; a second call goes on where the first was stopped."""
+    """Make a figure of a paper again; a second call goes on where the first was stopped.
+
+    A call with other --panels adds them to the folder.
+    """
     from curricle.figure_points import line_again, read_recipe, usual_folder
     from curricle.reports.reproduction import recipe_table
     from curricle_papers.recipes.index import RECIPES, recipe_named
@@ -287,11 +294,12 @@ def reproduce(
     launching.refuse(1, "reproduce")
     folder = output_dir or usual_folder(name, scale)
     line = f"{_line('reproduce', name, sets)} --scale {scale}"
-    claim(recipe, size, folder, line, assignments=sets or [])
+    selected = [] if panels is None else [panel.strip() for panel in panels.split(",")]
+    specs = claim(recipe, size, folder, line, assignments=sets or [], selected=selected)
     measure(recipe, size, folder)
     again = line_again(read_recipe(folder), folder)
     # At smoke a process takes longer to start than to run.
-    _run_recipe(recipe, size, folder, sets or [], jobs or (1 if size == "smoke" else 2), again)
+    _run_recipe(recipe, size, specs, jobs or (1 if size == "smoke" else 2), again)
     _report_figure(folder)
 
 
@@ -408,7 +416,7 @@ def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
 
 
 def _run_recipe(  # noqa: PLR0917 - private, called once
-    recipe: "Recipe", scale: "Scale", folder: Path, sets: list[str], jobs: int, line: str
+    recipe: "Recipe", scale: "Scale", specs: Mapping[str, "RunSpec"], jobs: int, line: str
 ) -> None:
     """Run the rest of a recipe's panels and report each.
 
@@ -418,7 +426,7 @@ def _run_recipe(  # noqa: PLR0917 - private, called once
     from curricle.training.setup.observers import NoteLine
     from curricle_papers.recipes.running import run
 
-    tell, shown = NoteLine(console, is_comparison=True), recipe.panels(scale)
+    tell = NoteLine(console, is_comparison=True)
     try:
         # A recipe may have hundreds of runs.
         with _bars(are_transient=True) as new_bar:
@@ -426,15 +434,13 @@ def _run_recipe(  # noqa: PLR0917 - private, called once
 
             def watch(name: str, record: "Record") -> None:
                 # A first pass has each strategy many times; its notes are those of the panel.
-                if name.partition(": ")[0] in shown:
+                if name.partition(": ")[0] in specs:
                     tell(record, name.rpartition(" seed ")[0], student=name)
                 bars.setdefault(name, new_bar(name))(record)
 
-            finished = run(
-                recipe, scale, folder, assignments=sets, jobs=jobs, line=line, watch=watch
-            )
+            finished = run(recipe, scale, specs, jobs=jobs, line=line, watch=watch)
     except KeyboardInterrupt as error:
-        _say_stopped(error, next(iter(shown.values())).spec, line)
+        _say_stopped(error, next(iter(specs.values())), line)
         raise typer.Exit(_code(error)) from None
     for panel in finished:
         _report([panel])

@@ -118,9 +118,9 @@ def write_recipe_report(
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
-        section("Figure", _image(folder)),
+        section("Figure", _image(folder), *_left_out(recipe)),
         section("Gains", *map(_gains, gains), note(ENDS)) if gains else "",
-        *(_methods(tuned, recipe.left_out) if tuned else ()),
+        *(_methods(tuned) if tuned else ()),
         section("Numbers", table(_grid(statistics_)), note(INTERVALS)) if statistics_ else "",
         *(_panel(panel, summary) for panel, summary in panels),
         section("Made with", again(line_again(recipe, folder))) if recipe.line else "",
@@ -258,11 +258,15 @@ def _image(folder: Path) -> str:
     return f'<img alt="figure" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
 
 
-def _methods(panels: Sequence[TunedPanel], left_out: Mapping[str, str]) -> tuple[str, ...]:
+def _left_out(recipe: RecipeRecord) -> list[str]:
+    """Return the panels that are not run, with their reasons."""
+    return [note(f"{name}: left out, {reason}") for name, reason in recipe.left_out.items()]
+
+
+def _methods(panels: Sequence[TunedPanel]) -> tuple[str, ...]:
     """Return the sections of tuned methods: all in one table, then rates and costs by panel."""
-    absent = [note(f"{name}: left out, {reason}") for name, reason in left_out.items()]
     return (
-        section("All methods", table(overview_grid(panels)), note(OVERVIEW), *absent),
+        section("All methods", table(overview_grid(panels)), note(OVERVIEW)),
         *(
             section(
                 html.escape(f"rates and costs of {panel_grid(panel).title}"),

@@ -100,7 +100,12 @@ class Recipe:
         return self.name, self.title, self.source, self.known, costs
 
     def record(
-        self, scale: Scale, line: str = "", *, left_out: Mapping[str, str] = MappingProxyType({})
+        self,
+        scale: Scale,
+        line: str = "",
+        *,
+        left_out: Mapping[str, str] = MappingProxyType({}),
+        selected: tuple[str, ...] = (),
     ) -> RecipeRecord:
         """Return the record of this recipe for its folder.
 
@@ -108,6 +113,7 @@ class Recipe:
             scale: Size at which it is run.
             line: Command that runs it again.
             left_out: Reasons by panel why it is not run.
+            selected: Panels that are run; empty for all.
         """
         return RecipeRecord(
             name=self.name,
@@ -129,6 +135,7 @@ class Recipe:
                 if name not in left_out
             ),
             left_out=dict(left_out),
+            selected=selected,
             chart=self.chart,
             line=line,
         )

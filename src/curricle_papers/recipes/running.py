@@ -39,21 +39,36 @@ HUB = "datasets:"
 
 
 def claim(
-    recipe: Recipe, scale: Scale, folder: Path, line: str, *, assignments: Sequence[str] = ()
-) -> None:
-    """Write the recipe's record into a folder, after a check of every panel's spec.
+    recipe: Recipe,
+    scale: Scale,
+    folder: Path,
+    line: str,
+    *,
+    assignments: Sequence[str] = (),
+    selected: Sequence[str] = (),
+) -> dict[str, RunSpec]:
+    """Write the recipe's record into a folder and return the specs of the panels to run.
+
+    Panels that an earlier call has selected stay in the record.
 
     Args:
         recipe: The recipe.
         scale: At which size.
         folder: Where; new, or that of the same command.
-        line: Command that runs it again.
+        line: Command that runs it again, without its panels.
         assignments: `path=value` overrides of every panel's spec.
+        selected: Panels to run; empty for all.
+
+    Returns:
+        Spec by panel, of the selected ones with data.
 
     Raises:
         CheckpointError: If the folder holds something else.
+        SpecError: If a selected panel does not exist.
     """
-    absent = _without_data(panels(recipe, scale, folder, assignments))
+    specs = panels(recipe, scale, folder, assignments)
+    names = _checked_panels(recipe, specs, selected)
+    runnable = {name: spec for name, spec in specs.items() if name not in _left_out(specs, names)}
     if (folder / RECIPE).exists():
         stored = read_recipe(folder)
         if stored.line != line:
@@ -61,12 +76,39 @@ def claim(
                 f"'output_dir' {str(folder)!r} must be new or hold what {line!r} makes; it holds "
                 f"what {stored.line!r} made"
             )
+        earlier = stored.selected or specs
+        names = names and tuple(name for name in specs if name in {*names, *earlier})
     elif folder.exists() and any(folder.iterdir()):
         raise CheckpointError(
             f"'output_dir' {str(folder)!r} must be new or hold {recipe.name!r}; it holds "
             f"something else"
         )
-    write_recipe(folder, recipe.record(scale, line, left_out=absent))
+    names = () if len(names) == len(specs) else names
+    left_out = _left_out(specs, names)
+    write_recipe(folder, recipe.record(scale, line, left_out=left_out, selected=names))
+    return runnable
+
+
+def _checked_panels(
+    recipe: Recipe, specs: Mapping[str, RunSpec], selected: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the selected panels in the order of the figure.
+
+    Raises:
+        SpecError: If one does not exist.
+    """
+    if selected and not specs:
+        raise SpecError(
+            f"'--panels' must be left out for {recipe.name!r}, which has no panels; "
+            f"got {selected[0]!r}"
+        )
+    for name in selected:
+        if name not in specs:
+            raise SpecError(
+                f"'--panels' must name panels of {recipe.name!r}; got {name!r}; "
+                f"{near_names(name, specs)}"
+            )
+    return tuple(name for name in specs if name in selected)
 
 
 def panels(
@@ -135,9 +177,9 @@ def _has_field(spec: RunSpec, path: str) -> bool:
     return True
 
 
-def _without_data(specs: Mapping[str, RunSpec]) -> dict[str, str]:
-    """Return by panel why it is left out: files of rows that are not there."""
-    return {
+def _left_out(specs: Mapping[str, RunSpec], selected: Sequence[str]) -> dict[str, str]:
+    """Return by panel why it is left out: it is not selected, or has no files of rows."""
+    absent = {
         name: (
             f"no data at {spec.task.data!r}; '--set {name}:task.data=FOLDER' names a folder with "
             f"them"
@@ -146,6 +188,11 @@ def _without_data(specs: Mapping[str, RunSpec]) -> dict[str, str]:
         if isinstance(spec.task, ExamplesTask)
         and not spec.task.data.startswith(HUB)
         and not Path(spec.task.data).exists()
+    }
+    return absent | {
+        name: "not among the panels of '--panels'"
+        for name in specs
+        if selected and name not in selected
     }
 
 
@@ -331,9 +378,8 @@ def _teacher_key(spec: RunSpec) -> str:
 def run(
     recipe: Recipe,
     scale: Scale,
-    folder: Path,
+    specs: Mapping[str, RunSpec],
     *,
-    assignments: Sequence[str] = (),
     jobs: int,
     line: str,
     watch: RecordWatcher,
@@ -343,8 +389,7 @@ def run(
     Args:
         recipe: The recipe.
         scale: At which size.
-        folder: The recipe's folder, claimed.
-        assignments: Overrides; see `panels`.
+        specs: Specs of the panels to run, from `claim`.
         jobs: Processes at once.
         line: Command that runs it again.
         watch: Receives panel and run as one name, and a record.
@@ -352,8 +397,6 @@ def run(
     Returns:
         The folders of the panels.
     """
-    specs = panels(recipe, scale, folder, assignments)
-    absent = _without_data(specs)
     if jobs > 1:
         specs = {
             name: replace(spec, engine=replace(spec.engine, threads=1))
@@ -366,7 +409,6 @@ def run(
             origin=Origin(command="compare", title=f"{recipe.name}: {name}", line=line),
         )
         for name, spec in specs.items()
-        if name not in absent
     }
     passes = {
         name: comparison.first_pass

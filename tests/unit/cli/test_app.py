@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from curricle.cli import app as cli
 from curricle.errors import CheckpointError, SpecError
+from curricle.figure_points import read_recipe, usual_folder
 from curricle.training.setup.interrupts import Interrupted
 from tests.runs import tiny_comparison
 
@@ -123,6 +124,16 @@ def test_an_interrupted_recipe_is_gone_on_with_by_its_own_words(
     assert run(monkeypatch, "reproduce", "parity-mlp", "--scale", "smoke") == 130
     told = capsys.readouterr().err
     assert told.startswith("curricle: stopped; 'curricle reproduce parity-mlp --scale smoke' keeps")
+
+
+def test_panels_of_a_recipe_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("curricle_papers.recipes.running.measure", failing(KeyboardInterrupt()))
+    run(monkeypatch, "reproduce", "methods", "--panels", "digits-mlp, parity-mlp")
+    record = read_recipe(usual_folder("methods", "small"))
+    assert [panel.name for panel in record.panels] == ["parity-mlp", "digits-mlp"]
 
 
 def signaling(number: int) -> Callable[..., None]:

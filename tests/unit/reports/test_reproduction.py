@@ -155,6 +155,14 @@ def test_a_panel_without_runs_is_left_out_of_the_report(folder: Path) -> None:
     assert not (folder / "methods.md").exists()
 
 
+def test_the_page_names_the_panels_that_are_left_out(folder: Path) -> None:
+    base = record(Chart(kind="curves"), "one")
+    write_recipe(folder, replace(base, left_out={"two": "not among the panels of '--panels'"}))
+    write_recipe_report(folder, [summary(folder / "panels" / "one")])
+    page = (folder / "report.html").read_text()
+    assert "two: left out, not among the panels of &#x27;--panels&#x27;" in page
+
+
 def test_methods_with_rates_have_tables_on_the_page_and_in_markdown(folder: Path) -> None:
     panel = Panel(
         name="one",

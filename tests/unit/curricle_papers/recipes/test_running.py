@@ -1,10 +1,18 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from curricle.errors import CheckpointError, SpecError
-from curricle.figure_points import Chart, Point, read_points, read_recipe
+from curricle.figure_points import (
+    Chart,
+    Point,
+    line_again,
+    read_points,
+    read_recipe,
+    usual_folder,
+)
 from curricle.models.mlp import MLPSpec
 from curricle.records import EndRecord, Record
 from curricle.reports.summary import Summary
@@ -31,7 +39,9 @@ def two_panels(scale: Scale) -> dict[str, Comparison]:
 TWICE = replace(PARITY_MLP, name="twice", panels=two_panels)
 
 
-def run_all(recipe: Recipe, folder: Path, *assignments: str) -> list[str]:
+def run_all(
+    recipe: Recipe, folder: Path, *assignments: str, selected: Sequence[str] = ()
+) -> list[str]:
     """Run a recipe; return the names of the runs that had records, in order of their ends."""
     ended = []
 
@@ -40,8 +50,8 @@ def run_all(recipe: Recipe, folder: Path, *assignments: str) -> list[str]:
             ended.append(name)
 
     line = "curricle reproduce it"
-    claim(recipe, "smoke", folder, line, assignments=assignments)
-    run(recipe, "smoke", folder, assignments=assignments, jobs=1, line=line, watch=watch)
+    specs = claim(recipe, "smoke", folder, line, assignments=assignments, selected=selected)
+    run(recipe, "smoke", specs, jobs=1, line=line, watch=watch)
     return ended
 
 
@@ -100,9 +110,9 @@ def test_a_recipe_goes_on_after_an_interrupt_in_its_first_pass(tmp_path: Path) -
             raise KeyboardInterrupt
 
     line = "curricle reproduce it"
-    claim(TUNED, "smoke", tmp_path / "run", line)
+    specs = claim(TUNED, "smoke", tmp_path / "run", line)
     with pytest.raises(KeyboardInterrupt):
-        run(TUNED, "smoke", tmp_path / "run", jobs=1, line=line, watch=interrupt)
+        run(TUNED, "smoke", specs, jobs=1, line=line, watch=interrupt)
     ended = run_all(TUNED, tmp_path / "run")
     assert "tuned-rates: teacher" not in ended
     assert ended[-1] == "tuned: one_shot seed 1"
@@ -167,6 +177,54 @@ def test_a_change_that_cannot_be_made_claims_no_folder(
 ) -> None:
     with pytest.raises(SpecError, match=told):
         claim(recipe, "smoke", tmp_path / "run", "line", assignments=[assignment])
+    assert not (tmp_path / "run").exists()
+
+
+def test_selected_panels_alone_are_run_and_a_second_call_adds_others(tmp_path: Path) -> None:
+    assert {name.partition(":")[0] for name in run_all(TWICE, tmp_path, selected=["other"])} == {
+        "other"
+    }
+    record = read_recipe(tmp_path)
+    assert [panel.name for panel in record.panels] == ["other"]
+    reason = "not among the panels of '--panels'"
+    assert record.left_out == {"first": reason, "second": reason}
+    assert line_again(record, usual_folder("twice", "smoke")).endswith(" it --panels other")
+    run_all(TWICE, tmp_path, selected=["first"])
+    record = read_recipe(tmp_path)
+    assert [panel.name for panel in record.panels] == ["first", "other"]
+    assert record.left_out == {"second": reason}
+
+
+@pytest.mark.parametrize("last", [[], ["first", "second"]])
+def test_a_call_for_the_rest_of_the_panels_leaves_none_out(tmp_path: Path, last: list[str]) -> None:
+    for selected in (["other"], last):
+        claim(TWICE, "smoke", tmp_path, "line", selected=selected)
+    record = read_recipe(tmp_path)
+    assert [panel.name for panel in record.panels] == ["first", "second", "other"]
+    assert (record.left_out, record.selected) == ({}, ())
+
+
+def test_panels_of_an_earlier_call_without_a_selection_stay(tmp_path: Path) -> None:
+    for selected in ([], ["other"]):
+        claim(TWICE, "smoke", tmp_path, "line", selected=selected)
+    assert read_recipe(tmp_path).left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        (
+            TWICE,
+            r"'--panels' must name panels of 'twice'; got 'frist'; did you mean 'first'\? avail.*",
+        ),
+        (THEOREM_CHECK, "'--panels' must be left out for 'theorem-check', which has no panels"),
+    ],
+)
+def test_a_selected_panel_that_does_not_exist_claims_no_folder(
+    recipe: Recipe, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        claim(recipe, "smoke", tmp_path / "run", "line", selected=["frist"])
     assert not (tmp_path / "run").exists()
 
 
