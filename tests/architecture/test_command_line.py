@@ -23,7 +23,10 @@ FROZEN = {
     "distill": (["spec"], ["--set", "--nproc"]),
     "compare": (["spec"], ["--set", "--jobs"]),
     "resume": (["run"], ["--jobs", "--nproc"]),
-    "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--list"]),
+    "reproduce": (
+        ["name"],
+        ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--within", "--list"],
+    ),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),
     "evaluate": (
