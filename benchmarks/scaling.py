@@ -54,7 +54,7 @@ class Shape:
     heads: int
     tied: bool = False
 
-    def build(self, dtype: torch.dtype) -> LlamaForCausalLM:
+    def build(self, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model without memory."""
         config = LlamaConfig(
             num_hidden_layers=self.layers,
@@ -67,7 +67,8 @@ class Shape:
             tie_word_embeddings=self.tied,
         )
         with unallocated():
-            return LlamaForCausalLM(config).to(dtype)
+            model: torch.nn.Module = LlamaForCausalLM(config)
+            return model.to(dtype)
 
 
 LLAMA_1B = Shape(layers=16, width=2_048, inner=8_192, heads=32, tied=True)
@@ -84,7 +85,7 @@ def measure(teacher: torch.nn.Module, student: torch.nn.Module) -> Measured:
     """Return sizes and passes of a layer stage at half depth and of the stage of logits."""
     curriculum = curricle.extraction(
         total="100 steps",
-        pairs=[curricle.LayerPair(student=0.5, teacher=0.5)],
+        pairs=(curricle.LayerPair(student=0.5, teacher=0.5),),
         layer_fraction=0.5,
         final_objective=curricle.MatchLogits(chunk="auto"),
     )
@@ -175,11 +176,11 @@ def main(names: Sequence[str], ranks: Sequence[int]) -> None:
             costs = rank_costs(
                 shapes, passes, parallel="fsdp2", num_processes=64, is_teacher_shared=True
             )
-            numbers = (
+            held = (
                 costs.parameters, costs.gradients, costs.optimizer, costs.gathered,
                 costs.teacher, costs.activations, costs.logits, costs.memory,
             )  # fmt: skip
-            parts.append([name, stage, *(f"{number / 1e9:.2f}" for number in numbers)])
+            parts.append([name, stage, *(f"{number / 1e9:.2f}" for number in held)])
         scaled += rows(name, measured, ranks)
     heads = ("teacher", "stage", "billions: teacher", "student")
     print(table((*heads, "GFLOPs a token: teacher", "student"), sizes), end="\n\n")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.unit.training.setup.test_rank_costs import BLOCKS, WIDTH, costs
@@ -99,7 +100,7 @@ def outcomes() -> Outcomes:
         pytest.skip("the system does not count what a process writes")
     with tempfile.TemporaryDirectory() as folder:
         results = str(Path(folder, "results"))
-        multiprocessing.spawn(run_rank, (2, str(Path(folder, "group")), results), nprocs=2)
+        spawn(run_rank, (2, str(Path(folder, "group")), results), nprocs=2)
         loaded: Outcomes = json.loads(Path(results).read_text())
     return loaded
 

@@ -65,13 +65,17 @@ class ShapePasses:
         Yields:
             Nothing.
         """
-        with self._mode, _Affirming():  # type: ignore[no-untyped-call] - of the base class
+        with self._mode, _Affirming():
             yield
 
 
 @final
 class _Affirming(TorchDispatchMode):
     """Answers every question for a value with yes, or one."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,

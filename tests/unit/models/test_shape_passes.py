@@ -1,5 +1,7 @@
 """Copies of models without weights, and their passes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from curricle.models.shape_passes import ShapePasses, block_paths
 from curricle.models.wrapping import tapped
 from tests.parts import mlp
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 8,
     "intermediate_size": 16,
     "num_hidden_layers": 2,

@@ -78,7 +78,7 @@ def test_processes_that_cannot_divide_the_examples_are_refused(number: int) -> N
 
 
 def test_a_missing_tap_names_its_stage() -> None:
-    pairs = [curricle.LayerPair(student=9, teacher=1)]
+    pairs = (curricle.LayerPair(student=9, teacher=1),)
     curriculum = curricle.extraction(total="4 steps", pairs=pairs, layer_fraction=0.5)
     with pytest.raises(BindError, match="stage 'layer 1': student's tap 9 must lie"):
         planned(2, curriculum)
