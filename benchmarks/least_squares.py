@@ -3,9 +3,9 @@
 A decoder (Llama, 4 x 48) learns next tokens of WikiText-2 from a teacher (Llama, 4 x 128) in one
 shot, from a random start, from the principal components or the strongest channels of the teacher's
 embeddings, and from all blocks fitted by least squares; extraction stands beside them. All
-students read the same batches; printed are held-out cross-entropy in nats a token and accuracy,
-before the first step and at evaluations, with the FLOPs by then, those of the start included. One
-thread.
+students read the same batches; a seed draws their weights. Printed are held-out cross-entropy in
+nats a token and accuracy, before the first step and at evaluations, with the FLOPs by then, those
+of the start included. One thread.
 Run: python benchmarks/least_squares.py CORPUS [--steps N] [--seeds N] [--quick]
 CORPUS is a folder with train and valid files; without it, the text shipped with the package is
 read. The teacher is kept in the folder `--teacher`, if given, for a second call.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.initialization import SelectionStart as SelectionStart
     from curricle.curriculum.layer_pairs import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.stages import Curriculum as Curriculum
+    from curricle.curriculum.stages import PricedLabels as PricedLabels
     from curricle.curriculum.stages import Stage as Stage
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from curricle.runs.planning import plan as plan
     from curricle.runs.rank_plans import RankPlan as RankPlan
     from curricle.runs.rank_plans import plan_ranks as plan_ranks
+    from curricle.runs.ray_cluster import RayCluster as RayCluster
     from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
     from curricle.runs.teaching import teach as teach
     from curricle.teachers.stored import open_targets as open_targets
@@ -101,7 +103,7 @@ else:
                 "RandomStart",
                 "SelectionStart",
             ),
-            "curriculum.stages": ("Curriculum", "Stage"),
+            "curriculum.stages": ("Curriculum", "PricedLabels", "Stage"),
             "curriculum.strategies": (
                 "extraction",
                 "from_labels",
@@ -140,6 +142,7 @@ else:
             "runs.export": ("Exported", "export"),
             "runs.planning": ("Plan", "plan"),
             "runs.rank_plans": ("RankPlan", "plan_ranks"),
+            "runs.ray_cluster": ("RayCluster",),
             "runs.teaching": ("TrainedTeacher", "teach"),
             "teachers.stored": ("open_targets",),
             "teachers.trajectory": ("Trajectory", "hugging_face_trajectory", "open_trajectory"),

@@ -151,6 +151,11 @@ def with_objectives(call: Plain, task: BaseTask) -> Plain:
         return call
     if kind == "from_labels":
         return {"loss": task.label_loss, **call}
+    if kind == "auto":
+        # Its rule reads the explained share, which objectives on logits alone have.
+        is_shown = task.matching["kind"] == "logits"
+        objective = {"objective": task.matching} if is_shown else {}
+        return {**objective, "labels": {"loss": task.label_loss}, **call}
     if kind in ARGUMENTS:
         labels = {"label_loss": task.label_loss} if "label_weight" in call else {}
         return {ARGUMENTS[kind]: task.matching, **labels, **call}

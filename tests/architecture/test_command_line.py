@@ -21,12 +21,12 @@ FROZEN = {
     "plan": (["spec"], ["--set", "--world-size"]),
     "teach": (["spec"], ["--set", "--nproc"]),
     "distill": (["spec"], ["--set", "--nproc"]),
-    "compare": (["spec"], ["--set", "--jobs"]),
-    "resume": (["run"], ["--jobs", "--nproc"]),
     "reproduce": (
         ["name"],
         ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--within", "--list"],
     ),
+    "compare": (["spec"], ["--set", "--jobs", "--on", "--num-cpus", "--num-gpus"]),
+    "resume": (["run"], ["--jobs", "--nproc", "--on", "--num-cpus", "--num-gpus"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),
     "evaluate": (

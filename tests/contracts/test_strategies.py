@@ -72,6 +72,7 @@ CATALOG: dict[str, Arguments] = {
         "label_weight": 0.5,
     },
     "from_labels": lambda total: {"kind": "from_labels"},
+    "from_labels after a start": lambda total: {"kind": "from_labels", "init": "principal"},
     "hidden_first": lambda total: {"kind": "hidden_first"},
     "hidden_first by CKA": lambda total: {
         "kind": "hidden_first",
@@ -99,6 +100,7 @@ CATALOG: dict[str, Arguments] = {
         "init": "principal",
     },
     "auto": lambda total: {"kind": "auto"},
+    "auto without labels": lambda total: {"kind": "auto", "labels": None},
     "auto without a start": lambda total: {"kind": "auto", "init": None},
     "staged": lambda total: {"kind": "staged", "stages": written(total)},
 }

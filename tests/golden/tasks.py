@@ -148,7 +148,7 @@ def compared(folder: Path, **fields: Any) -> Performance:
     places = {"output_dir": str(folder / "run"), "cache_dir": str(folder / "cache")}
     spec = parse(RunSpec, tiny_comparison() | places | fields)
     teach(spec)
-    compare(spec, jobs=1, watch=lambda _student, _record: None)
+    compare(spec, watch=lambda _student, _record: None)
     paths = sorted((folder / "run").rglob(RECORDS))
     return Performance(
         records={

@@ -55,6 +55,13 @@ def test_tasks_on_tokens_predict_classes() -> None:
         assert (task.label_loss, task.heads) == ("cross_entropy", ("masked_lm", "causal_lm"))
 
 
+def test_auto_matches_values_and_has_the_loss_of_the_labels() -> None:
+    expected = {"kind": "auto", "objective": VALUES, "labels": {"loss": "binary"}}
+    assert with_objectives({"kind": "auto"}, TASKS["binary"]) == expected
+    assert with_objectives({"kind": "auto", "labels": None}, TASKS["binary"])["labels"] is None
+    assert with_objectives({"kind": "auto"}, TASKS["cross_entropy"]) == {"kind": "auto"}
+
+
 def test_the_labels_of_hintons_loss_are_fitted_as_the_task_has_them() -> None:
     call = {"kind": "one_shot", "label_weight": 0.5}
     assert with_objectives(call, TASKS["binary"]) == {

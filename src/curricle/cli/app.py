@@ -27,8 +27,10 @@ from typer.core import TyperGroup
 from curricle.cli import evaluations, exports, launching
 from curricle.cli import targets as cli_targets
 from curricle.cli import trajectory_listing as cli_trajectory
+from curricle.cli.placing import CPUs, GPUs, Jobs, Place, Placing
 from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
+from curricle.training.setup import launchers
 
 if TYPE_CHECKING:
     from curricle.records import Record
@@ -68,7 +70,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_targets.app, name="targets")
 # Of the processes of a launcher the first one prints.
-console = Console(markup=False, emoji=False, quiet=launching.rank() > 0)
+console = Console(markup=False, emoji=False, quiet=launchers.rank() > 0)
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.
     console = Console(width=WIDE, markup=False, emoji=False, quiet=console.quiet)
@@ -78,9 +80,8 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the spec; repeatable."),
 ]
-Jobs = Annotated[
-    int, typer.Option(min=1, help="Students trained at the same time, one CPU thread each.")
-]
+HERE = Placing()
+"""Training in this process."""
 Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 Processes = Annotated[
     int, typer.Option("--nproc", min=1, help="Processes that divide every batch, by torchrun.")
@@ -161,7 +162,8 @@ def demo(
     usual = Path("runs") / ("demo" if name == "parity" else f"demo-{name}")
     folder = output_dir or unused_folder(usual)
     spec = changed(demo_spec(name, str(folder)), sets or [])
-    _compare(spec, jobs, title=f"curricle demo: {name}", line=_line("demo", name, sets, output_dir))
+    line = _line("demo", name, sets, output_dir)
+    _compare(spec, Placing(jobs), title=f"curricle demo: {name}", line=line)
 
 
 @app.command()
@@ -238,25 +240,40 @@ def distill(spec: Spec, sets: Sets = None, nproc: Processes = 1) -> None:
 
 
 @app.command()
-def compare(spec: Spec, sets: Sets = None, jobs: Jobs = 1) -> None:
+def compare(  # noqa: PLR0917 - options of a command
+    spec: Spec,
+    sets: Sets = None,
+    jobs: Jobs = 1,
+    place: Place = "local",
+    num_cpus: CPUs = 1.0,
+    num_gpus: GPUs = 0.0,
+) -> None:
     """Train students by several strategies on equal budgets and report."""
     from curricle.runs.spec import load_spec
 
-    _compare(load_spec(spec, sets), jobs, title=spec.stem, line=_line("compare", spec, sets))
+    placing = Placing(jobs, place, num_cpus, num_gpus)
+    _compare(load_spec(spec, sets), placing, title=spec.stem, line=_line("compare", spec, sets))
 
 
 @app.command()
-def resume(run: Folder, jobs: Jobs = 1, nproc: Processes = 1) -> None:
+def resume(  # noqa: PLR0917 - options of a command
+    run: Folder,
+    jobs: Jobs = 1,
+    nproc: Processes = 1,
+    place: Place = "local",
+    num_cpus: CPUs = 1.0,
+    num_gpus: GPUs = 0.0,
+) -> None:
     """Go on with an interrupted run, from its newest checkpoints."""
     from curricle.runs.folder import read_origin, stored_spec
 
     command, spec = read_origin(run).command, stored_spec(run)
     if command == "compare":
         launching.refuse(nproc, command)
-        _go_on(command, spec, jobs)
+        _go_on(command, spec, Placing(jobs, place, num_cpus, num_gpus))
     else:
         launching.launch(nproc, ["resume", str(run)])
-        _go_on(command, launching.divided(spec), jobs)
+        _go_on(command, launching.divided(spec))
 
 
 @app.command()
@@ -419,12 +436,12 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
     processes.wait()
 
 
-def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
+def _compare(spec: "RunSpec", placing: Placing, *, title: str, line: str) -> None:
     from curricle.runs.folder import Origin
     from curricle.runs.train import first_runs
 
     _start(spec, Origin(command="compare", title=title, line=line), first_runs(spec))
-    _go_on("compare", spec, jobs)
+    _go_on("compare", spec, placing)
 
 
 def _run_recipe(  # noqa: PLR0917 - private, called once
@@ -458,7 +475,7 @@ def _run_recipe(  # noqa: PLR0917 - private, called once
         _report([panel])
 
 
-def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
+def _go_on(command: str, spec: "RunSpec", placing: Placing = HERE) -> None:
     """Run the unfinished part of the spec's folder.
 
     Raises:
@@ -470,7 +487,7 @@ def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
         launching.refuse(1, command)
     try:
         with working(spec.folder) if spec.engine.placement.is_writer else nullcontext():
-            _run(command, spec, jobs)
+            _run(command, spec, placing)
     except KeyboardInterrupt as error:
         _say_stopped(error, spec)
         raise typer.Exit(_code(error)) from None
@@ -483,10 +500,10 @@ def _say_stopped(error: KeyboardInterrupt, spec: "RunSpec", again: str = "") -> 
     print(f"curricle: stopped{_by(error)}; {visible(remedy)}", file=sys.stderr)
 
 
-def _run(command: str, spec: "RunSpec", jobs: int) -> None:
+def _run(command: str, spec: "RunSpec", placing: Placing) -> None:
     _teach(spec)
     if command == "compare":
-        _compare_students(spec, jobs)
+        _compare_students(spec, placing)
     elif command == "distill":
         _distill(spec)
     else:
@@ -504,7 +521,7 @@ def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
     return f"'{line}' resumes from the newest checkpoint"
 
 
-def _compare_students(spec: "RunSpec", jobs: int) -> None:
+def _compare_students(spec: "RunSpec", placing: Placing) -> None:
     from curricle.runs.pool import compare as run_all
     from curricle.runs.train import student_runs
     from curricle.training.setup.observers import NoteLine
@@ -517,7 +534,7 @@ def _compare_students(spec: "RunSpec", jobs: int) -> None:
             tell(record, run.name, student=str(run))
             bars[str(run)](record)
 
-        run_all(spec, jobs=jobs, watch=watch)
+        run_all(spec, workers=placing.workers(), watch=watch)
     _report([spec.folder])
 
 

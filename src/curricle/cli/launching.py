@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from curricle.errors import SpecError
+from curricle.training.setup import launchers
 
 if TYPE_CHECKING:
     from curricle.runs.spec import RunSpec
 
 LAUNCHER = "torch.distributed.run"
 """Module of torchrun."""
-
-
-def rank() -> int:
-    """Return the number of this process among those of its launcher; 0 without a launcher."""
-    number = os.environ.get("RANK", "0")
-    return int(number) if number.isdecimal() and _world_size() > 1 else 0
 
 
 def launch(number: int, arguments: Sequence[str]) -> None:
@@ -37,10 +32,10 @@ def launch(number: int, arguments: Sequence[str]) -> None:
     """
     if number == 1:
         return
-    if _world_size() > 1:
+    if launchers.num_processes() > 1:
         raise SpecError(
             f"'--nproc' must be left out in a process of a launcher, which has started "
-            f"{_world_size()}; got {number}"
+            f"{launchers.num_processes()}; got {number}"
         )
     torchrun = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(number)]
     line = [*torchrun, "-m", "curricle", *arguments]
@@ -57,7 +52,7 @@ def divided(spec: "RunSpec") -> "RunSpec":
     Args:
         spec: Spec of a run of one student or teacher.
     """
-    if _world_size() == 1 or spec.engine.parallel != "none":
+    if launchers.num_processes() == 1 or spec.engine.parallel != "none":
         return spec
     return replace(spec, engine=replace(spec.engine, parallel="ddp"))
 
@@ -72,15 +67,9 @@ def refuse(number: int, command: str) -> None:
     Raises:
         SpecError: If there are several, or a launcher has started several.
     """
-    processes = max(number, _world_size())
+    processes = max(number, launchers.num_processes())
     if processes > 1:
         raise SpecError(
             f"'WORLD_SIZE' must be 1 for {command!r}, whose students are processes of their own by "
             f"'--jobs'; got {processes}; start it without torchrun, or unset WORLD_SIZE"
         )
-
-
-def _world_size() -> int:
-    # A variable of that name in another form belongs to another program.
-    number = os.environ.get("WORLD_SIZE", "1")
-    return int(number) if number.isdecimal() else 1

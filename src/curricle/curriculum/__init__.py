@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from curricle.curriculum.loss_transitions import Transition as Transition
     from curricle.curriculum.loss_transitions import find_transition as find_transition
     from curricle.curriculum.stages import Curriculum as Curriculum
+    from curricle.curriculum.stages import PricedLabels as PricedLabels
     from curricle.curriculum.stages import Stage as Stage
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
@@ -42,7 +43,7 @@ else:
                 "RandomStart",
                 "SelectionStart",
             ),
-            "stages": ("Curriculum", "Stage"),
+            "stages": ("Curriculum", "PricedLabels", "Stage"),
             "strategies": (
                 "extraction",
                 "from_labels",

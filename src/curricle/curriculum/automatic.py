@@ -1,7 +1,8 @@
 """Strategy without settings: the start and the stages follow from the models.
 
-The choices are values that binding and the run resolve: `AutoStart`, the first start that can be
-bound, and `UnlessExplained`, a stage that is left out by what the student explains before it.
+The choices are values that binding, budget and run resolve: `AutoStart`, the first start that can
+be bound, `UnlessExplained`, a stage that is left out by what the student explains before it, and
+`PricedLabels`, labels in the place of a teacher whose steps are expensive.
 """
 
 from curricle.curriculum.durations import (
@@ -13,7 +14,7 @@ from curricle.curriculum.durations import (
     split_evenly,
 )
 from curricle.curriculum.initialization import AutoStart, StartText, warm_start
-from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.stages import Curriculum, PricedLabels, Stage
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.values import checked
@@ -31,6 +32,7 @@ def auto(
     *,
     total: DurationText,
     objective: MatchLogits = MatchLogits(),
+    labels: PricedLabels | None = PricedLabels(),
     init: StartText | None = AutoStart(),
     name: str = "auto",
 ) -> Curriculum:
@@ -42,9 +44,15 @@ def auto(
     loss no longer falls; the steps that are left go to the logits. A stage on a layer that the
     models do not have is left out, too. The plan and the records of the run have the reasons.
 
+    Under a budget of FLOPs or seconds the student learns from labels after a least-squares start,
+    if a step with the teacher costs twice a step from labels or more and the budget pays for few
+    epochs. With a length of steps or examples, and for data without labels, the teacher is kept.
+
     Args:
         total: Length of the curriculum.
         objective: Objective on the logits.
+        labels: Loss against the labels and the price from which on they are taken; None always
+            keeps the teacher.
         init: Initialization of the student before the first step; None for a student whose weights
             are to be kept.
         name: Name of the method in reports.
@@ -66,4 +74,10 @@ def auto(
         for number, (pair, length) in enumerate(zip(AUTO_PAIRS, longest, strict=True), start=1)
     ]
     logits = Stage(name="logits", duration=remaining_time(total, longest), objectives=(objective,))
-    return Curriculum(name=name, stages=(*layers, logits), init=warm_start(init), saved="steps")
+    return Curriculum(
+        name=name,
+        stages=(*layers, logits),
+        init=warm_start(init),
+        saved="steps",
+        labels=labels,
+    )

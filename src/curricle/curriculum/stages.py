@@ -19,6 +19,8 @@ from curricle.errors import SpecError
 from curricle.objectives.base import Objective
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import MatchHidden
+from curricle.objectives.labels import LabelLossName
+from curricle.objectives.logits import is_none
 from curricle.values import LONGEST_NAME, Line, value
 
 Saved = Literal["drop", "steps", "flops"]
@@ -66,6 +68,26 @@ class Stage:
 
 @final
 @value
+class PricedLabels:
+    """Labels in the place of all stages, where a step with the teacher is expensive.
+
+    The choice is that of budgets of FLOPs and seconds, which pay for more steps from labels. Labels
+    are taken if a least-squares start fits the whole student, so that it holds what the teacher
+    has to give before the first step, and if the price is reached. `runs.label_choice` makes it.
+    """
+
+    loss: LabelLossName = "cross_entropy"
+    """Loss against the labels; see `LabelLoss`."""
+    price: float = Field(default=2.0, gt=1)
+    """Price from which on labels are taken: FLOPs of a step of the last stage, student and teacher,
+    divided by those of a step from labels."""
+    epochs: float = Field(default=16.0, gt=0)
+    """Largest number of epochs of data of a known length that the budget may pay for from labels;
+    labels that are repeated more often are learned by heart, and targets of a teacher are not."""
+
+
+@final
+@value
 class Curriculum:
     """An ordered tuple of stages."""
 
@@ -80,6 +102,9 @@ class Curriculum:
     saved: Saved = Field(default="drop", exclude_if=_is_drop)
     """Use of the planned steps that a stage with a rule does not take: none, as many more steps of
     the last stage, or steps of the last stage with as many FLOPs in all."""
+    labels: PricedLabels | None = Field(default=None, exclude_if=is_none)
+    """Labels that may take the place of the stages where a budget counts FLOPs or seconds; None
+    keeps the stages."""
 
     def __post_init__(self) -> None:
         """Check that stage names are unique, and that a random start has the shared projection.

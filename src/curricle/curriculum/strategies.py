@@ -326,17 +326,20 @@ def from_labels(
     *,
     total: DurationText,
     loss: LabelLossName = "cross_entropy",
+    init: StartText | None = None,
     name: str = "from_labels",
 ) -> Curriculum:
-    """Return training from the data's labels, without a teacher.
+    """Return training from the data's labels, without a teacher unless the start reads one.
 
     Args:
         total: Length of the curriculum.
         loss: Loss against the labels; see `LabelLoss`.
+        init: Initialization of the student before the first step: a start or its name, such as
+            `least_squares`, which reads a teacher.
         name: Name of the method in reports.
     """
     stage = Stage(name="labels", duration=total, objectives=(LabelLoss(loss=loss),))
-    return Curriculum(name=name, stages=(stage,))
+    return Curriculum(name=name, stages=(stage,), init=warm_start(init))
 
 
 @checked

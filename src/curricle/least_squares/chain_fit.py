@@ -19,7 +19,7 @@ Axes: row, column, unit (see `chain_maps`).
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -30,9 +30,10 @@ from curricle.colocation import beside
 from curricle.least_squares.chain import Chain, Link, Reading, chain, read
 from curricle.least_squares.chain_maps import UnitNorm, WeightedMap
 from curricle.least_squares.fitting import CalibrationBatch
+from curricle.least_squares.flops import StartFlops
 from curricle.least_squares.solving import Affine, ChannelMoments, Moments
 from curricle.least_squares.unit_selection import Selection
-from curricle.models.restoring import modes_kept
+from curricle.models.restoring import modes_kept, weights_kept
 from curricle.models.tapped import TappedModel
 
 
@@ -90,6 +91,8 @@ class ChainPlan:
     pairs: tuple[ChainPair, ...]
     unfitted: tuple[str, ...]
     """What stays as drawn, with the reasons."""
+    flops: tuple[int, int] = (0, 0)
+    """FLOPs of student and teacher by which this plan was made."""
 
     @property
     def numbers(self) -> list[tuple[int, int]]:
@@ -118,8 +121,43 @@ def inspect_chain(student: TappedModel, teacher: TappedModel, batch: Calibration
         teacher: The teacher.
         batch: A batch of at least two different examples that both can read.
     """
-    with _evaluated(student, teacher):
-        return _plan(chain(student, batch.student), chain(teacher, batch.teacher))
+    with _evaluated(student, teacher), StartFlops(teacher.module) as flops:
+        plan = _plan(chain(student, batch.student), chain(teacher, batch.teacher))
+    return replace(plan, flops=(flops.student, flops.teacher))
+
+
+def planned_chain_flops(
+    plan: ChainPlan,
+    student: TappedModel,
+    teacher: TappedModel,
+    batch: CalibrationBatch,
+    *,
+    number: int,
+) -> tuple[int, int]:
+    """Return the FLOPs of `fit_chain`, of the student and of the teacher.
+
+    The maps of the plan are fitted to one batch and to two, without the operations that are
+    counted. The result is exact if all batches have the shapes of this one, with as many positions
+    that count, and no layer between two maps mixes units so that they are chosen by energy.
+
+    Args:
+        plan: The plan by `inspect_chain`, which `fit_chain` makes once more.
+        student: The student; its weights are the same afterwards.
+        teacher: The teacher.
+        batch: A batch of the calibration.
+        number: Number of batches.
+    """
+    counts = list[tuple[int, int]]()
+    with _evaluated(student, teacher), weights_kept(student.module):
+        for batches in ([batch], [batch, batch]):
+            with StartFlops(teacher.module, computes=False) as flops:
+                _fit_pairs(plan.pairs, student, teacher, batches)
+            counts.append((flops.student, flops.teacher))
+    student_flops, teacher_flops = (
+        of_plan + one + (number - 1) * (two - one)
+        for of_plan, one, two in zip(plan.flops, *counts, strict=True)
+    )
+    return student_flops, teacher_flops
 
 
 def fit_chain(
@@ -138,14 +176,23 @@ def fit_chain(
     with _evaluated(student, teacher):
         first = batches[0]
         plan = _plan(chain(student, first.student), chain(teacher, first.teacher))
-        previous: tuple[ChainPair, Tensor] | None = None
-        for pair in plan.pairs:
-            fit = _PairFit(student, teacher, batches, pair)
-            chosen = fit.chosen()
-            fit.fit_map(chosen, previous)
-            fit.fit_norms(chosen)
-            previous = pair, chosen
+        _fit_pairs(plan.pairs, student, teacher, batches)
         return plan.unfitted
+
+
+def _fit_pairs(
+    pairs: Sequence[ChainPair],
+    student: TappedModel,
+    teacher: TappedModel,
+    batches: Sequence[CalibrationBatch],
+) -> None:
+    previous: tuple[ChainPair, Tensor] | None = None
+    for pair in pairs:
+        fit = _PairFit(student, teacher, batches, pair)
+        chosen = fit.chosen()
+        fit.fit_map(chosen, previous)
+        fit.fit_norms(chosen)
+        previous = pair, chosen
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""FLOPs of a fit: counted while it runs, and estimated before.
+"""FLOPs of a warm start: counted while it runs; those of a fit of blocks estimated before.
 
 Counted are, beside what torch counts (matrix products, convolutions, attention), the factorizations
 and solutions of linear systems, whose sizes are those of moments. Passes of the teacher are counted
@@ -7,17 +7,20 @@ apart; all else belongs to the student: its passes, moments and solutions.
 Units: FLOPs, two for a multiplication with its addition.
 
 Source:
-    G. Golub, C. Van Loan, "Matrix Computations", 4th edition: counts of the factorizations.
+    G. Golub, C. Van Loan, "Matrix Computations", 4th edition: counts of the factorizations, and of
+    the solution of least-squares problems by the singular value decomposition.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, cast, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from curricle.least_squares.logit_fit import ITERATIONS
@@ -30,50 +33,72 @@ STUDENT_PASSES = 2
 neurons."""
 
 
-def _solved(arguments: Sequence[Any]) -> int:
-    size, columns = arguments[0].shape[-1], arguments[1].shape[-1]
-    return int(2 * size**3 / 3 + 2 * size**2 * columns)
+def _solution(matrices: Tensor, targets: Tensor) -> float:
+    size = matrices.shape[-1]
+    return 2 * size**3 / 3 * _number(matrices) + 2 * size * targets.numel()
 
 
-def _decomposed(arguments: Sequence[Any]) -> int:
-    rows, columns = sorted(arguments[0].shape[-2:], reverse=True)
-    return int(4 * rows**2 * columns + 8 * rows * columns**2 + 9 * columns**3)
+def _triangular_solution(matrices: Tensor, targets: Tensor) -> float:
+    return matrices.shape[-1] * targets.numel()
 
 
-_SOLVERS: Mapping[Any, Callable[[Sequence[Any]], int]] = {
-    torch.ops.aten._linalg_solve_ex: _solved,  # noqa: SLF001 - torch's name
-    torch.ops.aten._linalg_eigh: lambda arguments: 9 * arguments[0].shape[-1] ** 3,  # noqa: SLF001
-    torch.ops.aten._linalg_svd: _decomposed,  # noqa: SLF001 - torch's name
-    torch.ops.aten.linalg_cholesky_ex: lambda arguments: arguments[0].shape[-1] ** 3 // 3,
-    torch.ops.aten.linalg_inv_ex: lambda arguments: 2 * arguments[0].shape[-1] ** 3,
+def _svd(matrices: Tensor, *_: object) -> float:
+    rows, columns = sorted(matrices.shape[-2:], reverse=True)
+    flops = 4 * rows**2 * columns + 8 * rows * columns**2 + 9 * columns**3
+    return flops * _number(matrices)
+
+
+def _least_squares(matrices: Tensor, *_: object) -> float:
+    rows, columns = sorted(matrices.shape[-2:], reverse=True)
+    return (4 * rows * columns**2 + 8 * columns**3) * _number(matrices)
+
+
+def _cubic(factor: float) -> Callable[..., float]:
+    return lambda matrices, *_: factor * matrices.shape[-1] ** 3 * _number(matrices)
+
+
+def _number(matrices: Tensor) -> int:
+    return matrices.shape[:-2].numel()
+
+
+_SOLVERS: Mapping[Any, Callable[..., float]] = {
+    torch.ops.aten._linalg_solve_ex: _solution,  # noqa: SLF001 - torch's name
+    torch.ops.aten.linalg_solve_triangular: _triangular_solution,
+    torch.ops.aten._linalg_svd: _svd,  # noqa: SLF001 - torch's name
+    torch.ops.aten.linalg_lstsq: _least_squares,
+    torch.ops.aten._linalg_eigh: _cubic(9),  # noqa: SLF001 - torch's name
+    torch.ops.aten.linalg_cholesky_ex: _cubic(1 / 3),
+    torch.ops.aten.linalg_inv_ex: _cubic(2),
 }
 
 
-_COUNTER: ContextVar["FitFlops | None"] = ContextVar("counter of the fit that runs", default=None)
+_COUNTER: ContextVar["StartFlops | None"] = ContextVar("counter of a start", default=None)
 
 
 @final
-class FitFlops(TorchDispatchMode):
+class StartFlops(TorchDispatchMode):
     """Counts the FLOPs inside its context; those of the teacher's passes apart."""
 
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, *, computes: bool = True) -> None:
         """Begin at zero.
 
         Args:
             teacher: The teacher, whose passes are inside `passes_of`.
+            computes: False to leave out what is counted: results have the right shape and are zero.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.teacher_module = teacher
+        self._computes = computes
         self.student = 0
         """FLOPs outside the teacher's passes."""
         self.teacher = 0
         self.is_in_pass = False
         """Whether the teacher runs."""
 
-    def __enter__(self) -> "FitFlops":
+    def __enter__(self) -> "StartFlops":
         """Return the counter, which begins to count."""
         self._token = _COUNTER.set(self)
-        return cast("FitFlops", super().__enter__())  # type: ignore[no-untyped-call]
+        return cast("StartFlops", super().__enter__())  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: object) -> None:
         """Stop counting."""
@@ -89,10 +114,12 @@ class FitFlops(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401 - as torch has it
         """Return the output of an operation, which is counted."""
         keywords = kwargs or {}
-        output = func(*args, **keywords)
         operation, count = func._overloadpacket, 0  # noqa: SLF001 - as in torch's own counter
+        is_counted = operation in _SOLVERS or operation in flop_registry
+        compute = func if self._computes or not is_counted else partial(_zeros, func)
+        output = compute(*args, **keywords)
         if operation in _SOLVERS:
-            count = _SOLVERS[operation](args)
+            count = int(_SOLVERS[operation](*args))
         elif operation in flop_registry:
             count = flop_registry[operation](*args, **keywords, out_val=output)
         if self.is_in_pass:
@@ -102,9 +129,25 @@ class FitFlops(TorchDispatchMode):
         return output
 
 
+def _zeros(
+    func: Callable[..., object],
+    *args: Any,  # noqa: ANN401 - as torch has it
+    **keywords: Any,  # noqa: ANN401 - as torch has it
+) -> object:
+    """Return zeros in the shape of an operation's output."""
+    tensors = [entry for entry in tree_leaves((args, keywords)) if isinstance(entry, Tensor)]
+    shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, keywords))
+    output: object = tree_map_only(
+        Tensor,
+        lambda tensor: torch.zeros_like(tensor, device=tensors[0].device),
+        func(*shapes[0], **shapes[1]),
+    )
+    return output
+
+
 @contextmanager
 def passes_of(module: nn.Module) -> Iterator[None]:
-    """Count what a module computes as the teacher's, if it is the teacher of the fit that runs.
+    """Count what a module computes as the teacher's, if it is the teacher of the start that runs.
 
     Yields:
         Nothing.
@@ -136,7 +179,7 @@ def planned_flops(
     """
     passes = []
     for model, batch in zip((student, teacher), inputs, strict=True):
-        counter = FitFlops(teacher.module)
+        counter = StartFlops(teacher.module)
         with modes_kept(model.module), torch.no_grad():
             # As in the fit, where nothing is dropped out.
             model.module.eval()

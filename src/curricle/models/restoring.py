@@ -4,7 +4,7 @@ Binding runs a student once, a stage freezes parameters, a teacher is in evaluat
 these is a context; at its end, also by an exception, every submodule is restored.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -95,21 +95,38 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with _values_kept(module.buffers()):
+        yield
+
+
+@contextmanager
+def weights_kept(module: nn.Module) -> Iterator[None]:
+    """Restore all parameters and buffers at the end of the block.
+
+    Yields:
+        Nothing.
+    """
+    with _values_kept([*module.parameters(), *module.buffers()]):
+        yield
+
+
+@contextmanager
+def _values_kept(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
-                # A pass before the block may have saved the buffer for its gradients.
-                if not _is_equal(buffer, value):
-                    buffer.copy_(value)
+            for tensor, value in before:
+                # A pass before the block may have saved the tensor for its gradients.
+                if not _is_equal(tensor, value):
+                    tensor.copy_(value)
 
 
-def _is_equal(buffer: torch.Tensor, value: torch.Tensor) -> bool:
+def _is_equal(tensor: torch.Tensor, value: torch.Tensor) -> bool:
     """Return whether two tensors are known to be equal; torch cannot compare all kinds."""
     try:
-        return torch.equal(buffer, value)
+        return torch.equal(tensor, value)
     except RuntimeError:
         return False
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from curricle.runs.probe import probe_run as probe_run
     from curricle.runs.rank_plans import RankPlan as RankPlan
     from curricle.runs.rank_plans import plan_ranks as plan_ranks
+    from curricle.runs.ray_cluster import RayCluster as RayCluster
     from curricle.runs.report import write_report as write_report
     from curricle.runs.spec import Goal as Goal
     from curricle.runs.spec import RunSpec as RunSpec
@@ -45,6 +46,7 @@ else:
             "planning": ("Plan", "plan"),
             "probe": ("probe_run",),
             "rank_plans": ("RankPlan", "plan_ranks"),
+            "ray_cluster": ("RayCluster",),
             "report": ("write_report",),
             "spec": (
                 "RunSpec",

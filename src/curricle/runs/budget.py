@@ -22,6 +22,7 @@ from curricle.data.streams import examples_per_epoch
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
 from curricle.records import Usage
+from curricle.runs.label_choice import with_choice
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.starting import apply_start
@@ -167,6 +168,9 @@ def bind_within(
     """
     build = _of_currency(limit, build)
     try:
+        if not limit.is_length:
+            flops = limit.number if limit.unit == "flops" else None
+            build = with_choice(build, bound, PROVISIONAL, flops=flops)
         run = bound(fitted(limit, build, bound) if length is None else build(length))
         if length is None and limit.is_length:
             _check_length(run, limit.duration(), f"the budget {limit}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,9 +39,12 @@ from curricle.reports.summary import Summary
 from curricle.reports.tables import summary_markdown
 from curricle.runs.budget import Budget, bind_within, budget_of
 from curricle.runs.folder import recorded_steps, run_folder
+from curricle.runs.pool import work_off
+from curricle.runs.ray_cluster import RayCluster, RayWorkers
 from curricle.runs.report import summarized, write_report
 from curricle.runs.request import Request, write_request
 from curricle.runs.teacher_file import write_teacher_metrics
+from curricle.runs.workers import RecordWatcher
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
@@ -203,6 +206,37 @@ class _Plan:
             }
         return students
 
+    def train_on(
+        self,
+        cluster: RayCluster,
+        runs: Sequence[tuple[str, int]],
+        folder: Path,
+    ) -> None:
+        """Train the students of runs as tasks of a Ray cluster, each from its newest checkpoint.
+
+        Args:
+            cluster: The cluster, and the resources of a task.
+            runs: Strategies and seeds.
+            folder: Folder of the comparison.
+        """
+        workers = RayWorkers(cluster)
+        settings = replace(self.settings, threads=workers.threads)
+        # A function of the caller may hold what cannot be sent.
+        sent = replace(self, watch=None, settings=settings, built=WeakSet())
+        titles = {f"{name} seed {seed}": (name, seed) for name, seed in runs}
+
+        def watch(title: str, record: Record) -> None:
+            if self.watch is not None:
+                self.watch(*titles[title], record)
+
+        work_off(
+            self.groups(runs),
+            partial(_train_group, sent, folder.absolute()),
+            workers=workers,
+            watch=watch,
+            again="curricle.compare(..., resume=True)",
+        )
+
     def member(
         self,
         name: str,
@@ -279,6 +313,33 @@ class _Plan:
         )
 
 
+@standard_state()
+def _train_group(
+    plan: _Plan, folder: Path, group: list[tuple[str, int]], watch: RecordWatcher
+) -> None:
+    """Train the students of a group in a worker, also after another was lost before its end."""
+    plan.train(group, folder, new_observer=lambda title: partial(watch, title), resume=True)
+
+
+def _cluster(
+    on: RayCluster | Literal["ray"] | None, output_dir: str | Path | None
+) -> RayCluster | None:
+    """Return the cluster that trains the students.
+
+    Raises:
+        BindError: If it is something else, or the students would have no folder.
+    """
+    if on is None:
+        return None
+    if on != "ray" and not isinstance(on, RayCluster):
+        raise BindError(f"'on' must be 'ray', curricle.RayCluster(...) or None; got {on!r}")
+    if output_dir is None:
+        raise BindError(
+            "'output_dir' must be a folder on storage that all nodes share, with 'on'; got None"
+        )
+    return RayCluster() if on == "ray" else on
+
+
 @named_arguments
 @standard_state()
 def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
@@ -302,6 +363,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     report_to: str | Sequence[str] = (),
     progress: bool = True,
     resume: bool = False,
+    on: RayCluster | Literal["ray"] | None = None,
 ) -> Comparison:
     """Train a student by each strategy with each seed, within equal budgets, and compare them.
 
@@ -331,6 +393,9 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         report_to: Trackers that receive each run; see `distill`.
         progress: Whether a progress bar of each run is shown on stderr, if that is a terminal.
         resume: Whether to continue an interrupted comparison in `output_dir`.
+        on: Ray cluster on which the runs are tasks, with the resources of each; `'ray'` takes a CPU
+            core for each, None trains here. Models, data and functions are sent to its nodes, and
+            `output_dir` lies on storage that all of them share.
 
     Returns:
         Trained students, their numbers and the report.
@@ -351,19 +416,12 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     _check_constructor(student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
-    if isinstance(data, DataLoader):
-        data = partial(as_stream, data)
-    if not conforms(data, Stream) and not callable(data):
-        raise BindError(
-            "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "
-            f"got {type(data).__name__!r}"
-        )
     name, better = judged_by(metric, better)
     source = as_teacher(teacher, trajectory)
     plan = _Plan(
         student=student,
         teacher=source,
-        data=data,
+        data=_streams(data),
         strategies=_named(strategies),
         budget=budget_of(budget),
         trajectory=trajectory,
@@ -379,6 +437,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         has_goal=goal is not None,
     )
     _check_seeds(seeds)
+    cluster = _cluster(on, output_dir)
     request = Request(
         metric=name,
         better=better,
@@ -397,11 +456,33 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         write_request(folder, request, resume=resume)
         write_teacher_metrics(folder, levels)
         runs = [(name, seed) for seed in seeds for name in plan.strategies]
+        if cluster is not None:
+            plan.train_on(cluster, runs, folder)
+            # All have ended: what follows reads the students.
+            plan, resume = replace(plan, watch=None, trackers=()), True
         with shown_progress(is_wanted=progress, is_comparison=True) as new_observer:
             students = plan.train(runs, folder, new_observer=new_observer, resume=resume)
         page = None if output_dir is None else folder / REPORT
         summary = summarized([folder])[1] if page is None else write_report([folder], page)
     return Comparison(students=students, summary=summary, report=page)
+
+
+def _streams(
+    data: Stream | DataLoader[object] | Callable[[int], Stream],
+) -> Stream | Callable[[int], Stream]:
+    """Return training data, or a function from a seed to them.
+
+    Raises:
+        BindError: If they are something else.
+    """
+    if isinstance(data, DataLoader):
+        return partial(as_stream, data)
+    if not conforms(data, Stream) and not callable(data):
+        raise BindError(
+            "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "
+            f"got {type(data).__name__!r}"
+        )
+    return data
 
 
 def _check_seeds(seeds: object) -> None:

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from curricle.curriculum.durations import Duration, Rule, UnlessExplained, duration
 from curricle.curriculum.initialization import WarmStart
-from curricle.curriculum.stages import Stage
+from curricle.curriculum.stages import PricedLabels, Stage
 from curricle.curriculum.strategies import STRATEGIES
 from curricle.data.text.windows import Masking
 from curricle.objectives.catalog import Shipped
@@ -80,6 +80,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Curricula": STRATEGIES,
         "Layer pair": LayerPair,
         "Stage": Stage,
+        "Labels by price": PricedLabels,
         "Stored targets": TargetsSpec,
         "Target compression": TargetCompression,
         "Codecs": Codec,

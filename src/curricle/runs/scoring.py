@@ -30,9 +30,10 @@ from curricle.runs.folder import (
     stored_spec,
     teacher_digest,
 )
-from curricle.runs.pool import RecordWatcher, work_off
+from curricle.runs.pool import work_off
 from curricle.runs.run_evaluation import fine_tune_run, score_run
 from curricle.runs.train import student_runs
+from curricle.runs.workers import RecordWatcher, local_workers
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import plain
 
@@ -170,7 +171,7 @@ def score_models(
     work_off(
         waiting,
         partial(_score, scoring, settings, 1 if jobs > 1 else None),
-        jobs=jobs,
+        workers=local_workers(jobs),
         watch=_ignore,
         again="curricle evaluate --all-students",
         following=count,

@@ -26,10 +26,11 @@ from curricle.files import new_folder
 from curricle.reports.rates import affordable_seeds, arm, best_rates
 from curricle.reports.summary import Summary
 from curricle.runs.folder import TEACHER, Origin, has_spec, refuse_taken, start, working
-from curricle.runs.pool import RecordWatcher, work_off
+from curricle.runs.pool import work_off
 from curricle.runs.report import summarized
 from curricle.runs.spec import SEEDS, RunSpec, StrategySpec, changed
 from curricle.runs.train import classes, rehearse, student_runs, teach, train_class
+from curricle.runs.workers import RecordWatcher, local_workers
 from curricle.values import plain
 from curricle_papers.recipes.recipe import FirstPass, Recipe, Scale, placed, rates_name
 
@@ -425,7 +426,7 @@ def run(
         work_off(
             schedule.first,
             _work,
-            jobs=jobs,
+            workers=local_workers(jobs),
             watch=watch,
             again=line,
             following=schedule.following,

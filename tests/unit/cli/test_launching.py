@@ -14,14 +14,3 @@ def test_a_process_of_a_launcher_starts_no_further_ones(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SpecError, match=r"'--nproc' must be left out.*started 2; got 4"):
         launching.launch(4, [])
-
-
-@pytest.mark.parametrize(
-    ("world_size", "rank", "number"), [("2", "1", 1), ("1", "1", 0), ("x", "1", 0)]
-)
-def test_the_rank_is_that_of_a_launcher_of_several_processes(
-    world_size: str, rank: str, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", world_size)
-    monkeypatch.setenv("RANK", rank)
-    assert launching.rank() == number

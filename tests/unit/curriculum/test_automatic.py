@@ -3,8 +3,11 @@
 import pytest
 
 from curricle.curriculum.automatic import auto
-from curricle.curriculum.durations import UnlessExplained
+from curricle.curriculum.durations import Duration, UnlessExplained
 from curricle.curriculum.initialization import AutoStart
+from curricle.curriculum.stages import PricedLabels
+from curricle.curriculum.strategies import build
+from curricle.errors import SpecError
 from curricle.models.tapped import tap_number
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.logits import MatchLogits
@@ -43,3 +46,19 @@ def test_auto_keeps_the_weights_of_a_student_without_a_start() -> None:
 def test_auto_takes_the_objective_on_logits() -> None:
     objective = MatchLogits(teacher_temperature=2, student_temperature=2)
     assert auto(total="1000 steps", objective=objective).stages[-1].objectives == (objective,)
+
+
+def test_auto_may_take_labels_from_twice_their_price_on() -> None:
+    assert auto(total="1000 steps").labels == PricedLabels(loss="cross_entropy", price=2)
+    assert auto(total="1000 steps", labels=None).labels is None
+
+
+def test_a_spec_sets_the_loss_and_the_price_of_labels() -> None:
+    call = {"kind": "auto", "labels": {"loss": "binary", "price": 3}}
+    curriculum = build(call, total=Duration(number=10), trajectory=None)
+    assert curriculum.labels == PricedLabels(loss="binary", price=3)
+
+
+def test_labels_that_cost_as_much_as_a_teacher_have_no_price() -> None:
+    with pytest.raises(SpecError, match=r"'PricedLabels.price': input should be greater than 1"):
+        PricedLabels(price=1)

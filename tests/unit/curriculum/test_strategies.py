@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.initialization import PrincipalStart, RandomStart, WarmStart
+from curricle.curriculum.initialization import (
+    LeastSquaresStart,
+    PrincipalStart,
+    RandomStart,
+    WarmStart,
+)
 from curricle.curriculum.layer_pairs import evenly_spaced_pairs
 from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
@@ -450,6 +455,13 @@ def test_one_shot_is_one_stage_of_logits() -> None:
 
 def test_training_from_labels_reads_no_teacher() -> None:
     assert from_labels(total=steps(10)).teachers == ()
+
+
+def test_labels_may_follow_a_start_that_reads_the_teacher() -> None:
+    curriculum = from_labels(total=steps(10), init="least_squares")
+    assert curriculum.init == LeastSquaresStart()
+    assert curriculum.teachers == ("final",)
+    assert curriculum.stages == from_labels(total=steps(10)).stages
 
 
 def test_written_stages_add_up_to_the_total() -> None:

@@ -14,6 +14,7 @@ from curricle.models.restoring import (
     modes_kept,
     modes_of,
     train,
+    weights_kept,
 )
 
 
@@ -46,6 +47,14 @@ def test_running_statistics_come_back(module: nn.Sequential) -> None:
         module(torch.ones(5, 3))
         assert not torch.equal(dict(module.named_buffers())["1.running_mean"], torch.zeros(4))
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+
+
+def test_weights_and_statistics_come_back(module: nn.Sequential) -> None:
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with weights_kept(module), torch.no_grad():
+        for value in module.state_dict().values():
+            value.add_(1)
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 
 
 def test_only_named_parameters_train(module: nn.Sequential) -> None:

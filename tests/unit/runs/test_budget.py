@@ -285,7 +285,7 @@ def test_a_budget_of_flops_pays_for_the_start() -> None:
     run = bound(curriculum(Duration(number=10)))
     assert run.warm_start is not None
     usage = apply_start(run.warm_start, Usage(), run.settings.placement)
-    start = usage.teacher_flops
+    start = usage.student_flops + usage.teacher_flops
     assert start > 0
     (paid,) = steps(f"{start + 10 * LOGITS_STEP} flops", PRINCIPAL)
     (less,) = steps(f"{start + 10 * LOGITS_STEP - 1} flops", PRINCIPAL)
@@ -309,7 +309,8 @@ def test_a_budget_below_the_cost_of_the_start_is_refused() -> None:
 def test_steps_that_a_stage_saves_are_counted_in_the_currency_of_the_budget(
     limit: str, saved: str
 ) -> None:
-    run = bind_within(parse(AnyBudget, limit), *parts({"kind": "auto"}), name="auto")
+    call = {"kind": "auto", "labels": None}
+    run = bind_within(parse(AnyBudget, limit), *parts(call), name="auto")
     assert run.saved == saved
 
 

@@ -17,9 +17,10 @@ from curricle.errors import CheckpointError, DivergenceError
 from curricle.records import EndRecord, EvaluationRecord, Record, Usage
 from curricle.runs import pool
 from curricle.runs.folder import Origin, end_of, start
-from curricle.runs.pool import RecordWatcher, compare, work_off
+from curricle.runs.pool import compare, work_off
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import StudentRun, student_runs, teach
+from curricle.runs.workers import LocalWorkers, RecordWatcher, local_workers
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -36,16 +37,16 @@ def test_every_run_is_trained_and_told_of(make_spec: MakeSpec) -> None:
     spec = make_spec()
     teach(spec)
     told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=1, watch=collect(told))
+    compare(spec, watch=collect(told))
     assert finished(told) == [str(run) for run in student_runs(spec)]
 
 
 def test_finished_runs_are_left_alone(make_spec: MakeSpec) -> None:
     spec = make_spec()
     teach(spec)
-    compare(make_spec("seeds=[1]"), jobs=1, watch=lambda run, record: None)
+    compare(make_spec("seeds=[1]"), watch=lambda run, record: None)
     told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=1, watch=collect(told))
+    compare(spec, watch=collect(told))
     assert finished(told) == ["one_shot seed 0", "progressive seed 0"]
 
 
@@ -53,7 +54,7 @@ def test_classes_are_trained_and_told_of(make_spec: MakeSpec) -> None:
     spec = make_spec("share_teacher=true")
     teach(spec)
     told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=1, watch=collect(told))
+    compare(spec, watch=collect(told))
     assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
 
 
@@ -74,7 +75,7 @@ def test_jobs_that_follow_are_done_too(jobs: int) -> None:
     work_off(
         [2, 0],
         count_down,
-        jobs=jobs,
+        workers=local_workers(jobs),
         watch=lambda name, record: told.append(name),
         again="x",
         following=below,
@@ -87,7 +88,7 @@ def test_classes_are_trained_in_several_processes(make_spec: MakeSpec) -> None:
     spec = make_spec("share_teacher=true")
     teach(spec)
     told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=2, watch=collect(told))
+    compare(spec, workers=LocalWorkers(2), watch=collect(told))
     assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
 
 
@@ -101,55 +102,82 @@ def test_a_failure_in_a_process_ends_the_comparison(make_spec: MakeSpec) -> None
     )
     teach(spec)
     with pytest.raises(DivergenceError, match=r"stage 'logits' .*seed 3"):
-        compare(spec, jobs=2, watch=lambda run, record: None)
+        compare(spec, workers=LocalWorkers(2), watch=lambda run, record: None)
     # The other one would go on for minutes; it was asked to stop.
     assert end_of(student_runs(spec)[1].folder) is None
 
 
-def without_processes(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
-    """Replace the pool by one that trains nothing, and listening to it by an error."""
+class Unstarted:
+    """Workers of which every job waits, and one of which is lost at the first look for records."""
 
-    def listen(*_: object) -> None:
-        raise error
+    threads = 1
 
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(pool, "_listen", listen)
-
-
-class Pool:
-    """A pool without processes, which is interrupted while it shuts down."""
-
-    def __init__(self, *_: object, **__: object) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.submitted = 0
+        self.is_closed = False
+        self.error = error
 
-    def submit(self, *_: object) -> Future[None]:
+    def submit(self, work: object, job: object) -> Future[None]:
         self.submitted += 1
         return Future()
 
-    def shutdown(self, **_: object) -> None:
-        assert self.submitted == 4
+    def receive(self, seconds: float) -> None:
+        raise self.error
+
+    def loss(self, error: Exception) -> str:
+        return "a worker was lost" if isinstance(error, BrokenProcessPool) else ""
+
+    def close(self) -> None:
+        # A second interrupt, while the workers are being ended.
         signal.raise_signal(signal.SIGINT)
+        self.is_closed = True
 
 
-def test_a_process_that_is_killed_is_told(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_processes(monkeypatch, BrokenProcessPool)
-    with pytest.raises(
-        CheckpointError, match=r"'jobs' 2 must be .*'curricle resume .*run' goes on"
-    ):
-        compare(make_spec(), jobs=2, watch=lambda run, record: None)
+@pytest.fixture
+def raising_interrupts() -> Iterator[None]:
+    """Raise on ctrl-C, also if a shell in the background has the tests ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
-def test_a_second_interrupt_does_not_tear_the_end_apart(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_processes(monkeypatch, KeyboardInterrupt)
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.usefixtures("raising_interrupts")
+def test_a_worker_that_is_lost_is_told(make_spec: MakeSpec) -> None:
+    workers = Unstarted(BrokenProcessPool())
+    with pytest.raises(CheckpointError, match=r"a worker was lost; 'curricle resume .*run' goes"):
+        compare(make_spec(), workers=workers, watch=lambda run, record: None)
+    assert (workers.submitted, workers.is_closed) == (4, True)
+
+
+@pytest.mark.usefixtures("raising_interrupts")
+def test_a_second_interrupt_does_not_tear_the_end_apart(make_spec: MakeSpec) -> None:
+    workers = Unstarted(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt) as first:
-        compare(make_spec(), jobs=2, watch=lambda run, record: None)
+        compare(make_spec(), workers=workers, watch=lambda run, record: None)
     assert first.value.__context__ is None
-    assert signal.getsignal(signal.SIGINT) == before
+    assert workers.is_closed
+
+
+@pytest.mark.usefixtures("raising_interrupts")
+def test_an_interrupt_waits_until_the_locks_of_futures_are_released(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Raised within `wait`, it left the lock of a future acquired, and the pool never ended.
+    released: list[bool] = []
+
+    def interrupted(
+        futures: set[Future[None]], **_: object
+    ) -> tuple[set[Future[None]], set[Future[None]]]:
+        signal.raise_signal(signal.SIGINT)
+        released.append(True)
+        return set(), futures
+
+    monkeypatch.setattr(pool, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(
+            make_spec(), workers=Unstarted(ValueError("unread")), watch=lambda run, record: None
+        )
+    assert released == [True]
 
 
 PARENT = """
@@ -158,6 +186,7 @@ import sys
 from pathlib import Path
 
 from curricle.runs.pool import compare
+from curricle.runs.workers import LocalWorkers
 from curricle.runs.folder import stored_spec
 from curricle.training.setup.interrupts import interruptible
 
@@ -172,7 +201,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with interruptible():
-            compare(stored_spec(Path(sys.argv[1])), jobs=2, watch=watch)
+            compare(stored_spec(Path(sys.argv[1])), workers=LocalWorkers(2), watch=watch)
     except KeyboardInterrupt:
         print("interrupted")
 """

@@ -14,6 +14,7 @@ from torch import Tensor
 from curricle.colocation import beside
 from curricle.data.streams import Stream
 from curricle.errors import BindError
+from curricle.least_squares.flops import passes_of
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import TappedModel
 from curricle.records import Usage
@@ -65,7 +66,8 @@ class ChannelEnergies:
             with self.teacher.open_taps(places, logits=False) as forward:
                 for step in range(self.batches):
                     batch = self.placement.moved(self.stream.batch(step)).for_teacher
-                    states = forward(batch.inputs).hidden
+                    with passes_of(self.teacher.module):
+                        states = forward(batch.inputs).hidden
                     yield torch.stack(
                         [_energy(states[place], batch.valid, width) for place in places]
                     )

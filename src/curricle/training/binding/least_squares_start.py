@@ -15,9 +15,14 @@ from typing import final
 from curricle.curriculum.initialization import START, LeastSquaresStart
 from curricle.data.streams import Stream
 from curricle.errors import BindError
-from curricle.least_squares.chain_fit import ChainPlan, fit_chain, inspect_chain
+from curricle.least_squares.chain_fit import (
+    ChainPlan,
+    fit_chain,
+    inspect_chain,
+    planned_chain_flops,
+)
 from curricle.least_squares.fitting import CalibrationBatch, fit, inspect
-from curricle.least_squares.flops import FitFlops, planned_flops
+from curricle.least_squares.flops import planned_flops
 from curricle.models.peft_adapters import is_tuned
 from curricle.models.stacks import block_ends
 from curricle.models.tapped import TappedModel
@@ -42,7 +47,7 @@ class BoundLeastSquares:
     widths: tuple[int, int]
     """Widths of the states of student and teacher."""
     flops: tuple[int, int] = (0, 0)
-    """FLOPs of the fit, of student and teacher, estimated."""
+    """FLOPs of the fit, of student and teacher; of a fit of blocks, estimated."""
     chain: ChainPlan | None = None
     """Fit of a network without a stream of states, in place of that of its blocks."""
 
@@ -90,25 +95,19 @@ class BoundLeastSquares:
         """Set the student's weights.
 
         Returns:
-            The examples that were read, and the FLOPs.
+            The examples that were read.
         """
         number, stream = self.declared.batches, self.stream
         batches = [_calibration(stream, self.placement, step) for step in range(number)]
-        with FitFlops(self.teacher.module) as flops:
-            if self.chain is None:
-                unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
-            else:
-                unfitted = fit_chain(self.student, self.teacher, batches)
+        if self.chain is None:
+            unfitted = fit(self.student, self.teacher, batches, num_blocks=self.declared.blocks)
+        else:
+            unfitted = fit_chain(self.student, self.teacher, batches)
         for entry in unfitted:
             # Embeddings and heads are known after the fit only; blocks are among the notes.
             if entry not in self.unfitted:
                 LOGGER.warning("curricle: 'init' has left as drawn %s", entry)
-        return Usage(
-            examples=number * stream.batch_size,
-            tokens=number * stream.tokens_per_batch,
-            student_flops=flops.student,
-            teacher_flops=flops.teacher,
-        )
+        return Usage(examples=number * stream.batch_size, tokens=number * stream.tokens_per_batch)
 
 
 def bind_least_squares(
@@ -169,6 +168,9 @@ def bind_least_squares(
         if chain is None or not chain.is_fit:
             raise BindError(f"'init' by least squares {reason}")
         unfitted = chain.unfitted
+        flops = planned_chain_flops(chain, student, teacher, batch, number=start.batches)
+    else:
+        flops = planned_flops(student, teacher, (batch.student, batch.teacher), start.batches)
     return BoundLeastSquares(
         declared=start,
         student=student,
@@ -177,7 +179,7 @@ def bind_least_squares(
         placement=placement,
         unfitted=unfitted,
         widths=widths,
-        flops=planned_flops(student, teacher, (batch.student, batch.teacher), start.batches),
+        flops=flops,
         chain=chain,
     )
 

@@ -38,6 +38,7 @@ from curricle.curriculum.initialization import (
 )
 from curricle.data.streams import Stream
 from curricle.errors import BindError
+from curricle.least_squares.flops import StartFlops, passes_of
 from curricle.models.embeddings import embedding_tables, matching_tables
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
@@ -46,7 +47,6 @@ from curricle.records import StagePlan, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.channel_energies import ChannelEnergies
 from curricle.training.binding.least_squares_start import BoundLeastSquares, bind_least_squares
-from curricle.training.setup.costs import Meter
 from curricle.training.setup.placement import Placement
 
 BATCHES = 64
@@ -67,13 +67,15 @@ def apply_start(start: "BoundStart | None", usage: Usage, placement: Placement) 
     # was learned.
     if start is None or usage.steps:
         return usage
-    begins, meter = placement.now(), Meter()
-    with meter.running():
+    begins = placement.now()
+    with StartFlops(start.teacher.module) as flops:
         read = start.apply()
-    if not read.teacher_flops:
-        # Nothing but the teacher has run, unless the start counts by itself.
-        read = replace(read, teacher_flops=meter.flops)
-    return replace(read, seconds=placement.now() - begins)
+    return replace(
+        read,
+        student_flops=flops.student,
+        teacher_flops=flops.teacher,
+        seconds=placement.now() - begins,
+    )
 
 
 def start_notes(start: "BoundStart | None") -> tuple[str, ...]:
@@ -115,7 +117,7 @@ def bind_start(
         energies = ChannelEnergies(
             teacher=network, stream=stream, placement=placement, batches=start.batches
         )
-    return _bind_tables(start, student.module, network.module, seed=seed, energies=energies)
+    return _bind_tables(start, student.module, network, seed=seed, energies=energies)
 
 
 @final
@@ -140,6 +142,7 @@ class _TableStart:
 
     declared: MappedStart
     map: Map
+    teacher: TappedModel
     settings: Sequence[_Setting]
     """The token table first: the map is made for its rows."""
     energies: ChannelEnergies | None
@@ -176,7 +179,7 @@ class _TableStart:
 def _bind_tables(
     start: MappedStart,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: TappedModel,
     *,
     seed: int,
     energies: ChannelEnergies | None,
@@ -189,7 +192,7 @@ def _bind_tables(
     """
     student_tables, teacher_tables = (
         embedding_tables(student, "student"),
-        embedding_tables(teacher, "teacher"),
+        embedding_tables(teacher.module, "teacher"),
     )
     # Rows are paired by their index; with another number of entries they stand for other tokens.
     if student_tables.tokens.num_embeddings != teacher_tables.tokens.num_embeddings:
@@ -225,7 +228,9 @@ def _bind_tables(
         student_width=student_tables.tokens.embedding_dim,
         teacher_width=teacher_tables.tokens.embedding_dim,
     )
-    return _TableStart(declared=start, map=linear, settings=settings, energies=energies)
+    return _TableStart(
+        declared=start, map=linear, teacher=teacher, settings=settings, energies=energies
+    )
 
 
 def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
@@ -296,7 +301,8 @@ class _MapStart:
             for step in range(BATCHES):
                 # The placed weights show where the models lie, so that no placement is needed here.
                 batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
-                states.append(forward(batch.for_teacher.inputs).hidden[place])
+                with passes_of(self.teacher.module):
+                    states.append(forward(batch.for_teacher.inputs).hidden[place])
                 # The student's own inputs, which the fitted layer will read, even where the teacher
                 # has others.
                 inputs.append(batch.inputs)

@@ -152,6 +152,56 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def deferred() -> Iterator[Callable[[], None]]:
+    """Hold signals that raise back within the block, until the yielded function is called.
+
+    An exception that a handler raises between any two instructions can leave a lock acquired, which
+    another thread then waits for without end. A signal that was not acted on is raised at the end
+    of the block; one that comes after another is dropped.
+
+    Yields:
+        Function that raises `KeyboardInterrupt` or `Interrupted` if a signal has arrived.
+    """
+    arrived: list[int] = []
+
+    def act() -> None:
+        if arrived:
+            number = arrived[0]
+            (signal.default_int_handler if number == signal.SIGINT else interrupt)(number, None)
+
+    with _handled(
+        ("SIGINT", *ENDING),
+        lambda number, _frame: arrived.append(number),
+        instead_of=(signal.default_int_handler, interrupt),
+    ):
+        yield act
+    act()
+
+
+@contextmanager
+def blocked(*names: str) -> Iterator[None]:
+    """Block signals of this thread within the block; they arrive after it.
+
+    Processes that are started within keep them blocked. Windows has no such mask.
+
+    Args:
+        names: Names of the signals.
+
+    Yields:
+        Nothing.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    numbers = [getattr(signal, name) for name in names]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _handled(
     names: Iterable[str], handler: Handler, *, instead_of: Container[object]
 ) -> Iterator[None]:

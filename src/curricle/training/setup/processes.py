@@ -14,7 +14,6 @@ References:
     Li et al. 2020, PyTorch Distributed, arXiv 2006.15704.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -31,6 +30,7 @@ from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel
+from curricle.training.setup import launchers
 from curricle.training.setup.placement import (
     Device,
     Item,
@@ -39,13 +39,8 @@ from curricle.training.setup.placement import (
     kind_of,
 )
 
-WORLD_SIZE = "WORLD_SIZE"
-LAUNCHER = ("RANK", WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables by which a launcher describes the group of its processes."""
 HAS_RENAMED_BUFFERS = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 """Whether copies of buffers in each forward pass are named as from torch 2.13 on."""
-LOCAL_RANK = "LOCAL_RANK"
-"""Number of the process on its machine, hence of its GPU."""
 
 
 @final
@@ -60,7 +55,7 @@ class DataParallel(Placement):
         """
         super().__init__(kind)
         if kind == "cuda":
-            torch.cuda.set_device(int(os.environ.get(LOCAL_RANK, "0")))
+            torch.cuda.set_device(launchers.local_rank())
         if not distributed.is_initialized():
             distributed.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl")
         self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
@@ -191,14 +186,14 @@ def data_parallel(device: Device) -> Placement:
     Raises:
         BindError: If the environment names several processes, but no group of them.
     """
-    absent = [name for name in LAUNCHER if name not in os.environ]
+    absent = launchers.absent_variables()
     if absent and not distributed.is_initialized():
-        number = os.environ.get(WORLD_SIZE, "1")
-        if number.isdecimal() and int(number) > 1:
+        number = launchers.num_processes()
+        if number > 1:
             raise BindError(
-                f"'{WORLD_SIZE}' must be 1 where no launcher has described the group; got "
-                f"{number} without {absent[0]}; 'torchrun --nproc-per-node {number} SCRIPT' sets "
-                f"all of them"
+                f"'WORLD_SIZE' must be 1 where no launcher has described the group; got {number} "
+                f"without {absent[0]}; 'torchrun --nproc-per-node {number} SCRIPT' sets all "
+                f"of them"
             )
         return find_placement(device)
     return _member(kind_of(device))

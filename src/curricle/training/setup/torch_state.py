@@ -10,7 +10,6 @@ anomaly detection, hooks on saved tensors, precision of matrix products. The def
 as well, since models and data may rely on it; tensors of curricle have explicit dtypes.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from curricle.errors import BindError
+from curricle.training.setup import launchers
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
 _ENTERED: ContextVar[tuple[str, ...] | None] = ContextVar("_ENTERED", default=None)
@@ -78,11 +78,8 @@ def check_single_process() -> None:
     Raises:
         BindError: If a launcher has started several.
     """
-    # Launchers set the variable before any process group exists, and a script that never makes one
-    # would train the whole student in each process.
-    number = os.environ.get("WORLD_SIZE", "1")
-    # A variable of that name in another form belongs to another program.
-    processes = int(number) if number.isdecimal() else 1
+    # A script that never makes a process group would train the whole student in each process.
+    processes = launchers.num_processes()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # A group may also have been made by hand, without a launcher and its variable.
         processes = max(processes, torch.distributed.get_world_size())

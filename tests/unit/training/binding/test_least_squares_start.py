@@ -14,10 +14,10 @@ from curricle.curriculum.initialization import warm_start
 from curricle.errors import BindError, SpecError
 from curricle.least_squares.fitting import ROWS_PER_CHANNEL
 from curricle.models.wrapping import tapped
-from curricle.records import EvaluationRecord, Record, RunRecord
+from curricle.records import EvaluationRecord, Record, RunRecord, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.least_squares_start import BoundLeastSquares
-from curricle.training.binding.starting import bind_start
+from curricle.training.binding.starting import apply_start, bind_start
 from tests.parts import Listed
 from tests.unit.least_squares import families
 from tests.unit.least_squares.families import TOKENS, model
@@ -244,6 +244,25 @@ def test_a_perceptron_starts_from_its_teacher() -> None:
     assert plan.projection == "selection 12x12, selection 6x6, selection 3x3"
     assert plan.widths == "12 <- 12, 6 <- 6, 3 <- 3"
     assert result.usage.examples == 2 * 16 + 2 * 16
+
+
+def test_the_plan_of_a_chain_is_what_its_start_costs() -> None:
+    networks = perceptron(4, 3, seed=1), perceptron(8, 6)
+    placement = curricle.TrainingSettings().placement
+    bound = bind_start(
+        curricle.LeastSquaresStart(batches=3),
+        tapped(networks[0]),
+        LiveTeacher(tapped(networks[1])),
+        stream=Listed(*(curricle.Batch(inputs=vectors(seed)) for seed in range(3))),
+        seed=0,
+        placement=placement,
+    )
+    assert isinstance(bound, BoundLeastSquares)
+    usage = apply_start(bound, Usage(), placement)
+    assert (bound.plan.student_flops, bound.plan.teacher_flops) == (
+        usage.student_flops,
+        usage.teacher_flops,
+    )
 
 
 def test_a_network_of_ones_own_without_blocks_starts_from_its_teacher() -> None:

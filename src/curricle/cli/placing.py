@@ -1,0 +1,60 @@
+"""Options of commands that train several students: processes here, or tasks of a Ray cluster."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, final
+
+import typer
+
+from curricle.errors import SpecError, near_names
+
+if TYPE_CHECKING:
+    from curricle.runs.workers import Workers
+
+PLACES = ("local", "ray")
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Students trained at the same time, one CPU thread each.")
+]
+Place = Annotated[
+    str, typer.Option("--on", help="local, or ray: as many students as a Ray cluster has room for.")
+]
+CPUs = Annotated[float, typer.Option("--num-cpus", help="CPU cores of a student on ray.")]
+GPUs = Annotated[float, typer.Option("--num-gpus", help="GPUs of a student on ray, as .25.")]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where the students of a comparison are trained."""
+
+    jobs: int = 1
+    """Processes at once on this machine."""
+    place: str = "local"
+    """`local` or `ray`."""
+    num_cpus: float = 1.0
+    """CPU cores of a student on `ray`."""
+    num_gpus: float = 0.0
+    """GPUs of a student on `ray`."""
+
+    def __post_init__(self) -> None:
+        """Check the place.
+
+        Raises:
+            SpecError: If there is none of that name, or it does not take an option.
+        """
+        if self.place not in PLACES:
+            raise SpecError(f"'--on' {self.place!r} is no place; {near_names(self.place, PLACES)}")
+        if self.place == "ray" and self.jobs != 1:
+            raise SpecError(
+                f"'--jobs' must be left out with '--on ray', whose resources say how many students "
+                f"are trained at the same time; got {self.jobs}"
+            )
+
+    def workers(self) -> "Workers | None":
+        """Return new workers; None for this process."""
+        from curricle.runs.workers import local_workers
+
+        if self.place == "local":
+            return local_workers(self.jobs)
+        from curricle.runs.ray_cluster import RayCluster, RayWorkers
+
+        return RayWorkers(RayCluster(num_cpus=self.num_cpus, num_gpus=self.num_gpus))

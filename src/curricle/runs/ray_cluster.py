@@ -1,0 +1,150 @@
+"""Workers of a Ray cluster: each run is a task with resources, on whatever node has room for it.
+
+Run folders lie on storage that all nodes share, at the same path; the nodes have the same version
+of curricle. A task whose worker or node is lost is started again by Ray, elsewhere, and goes on
+from its newest checkpoint.
+"""
+
+import os
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from curricle.errors import BindError, SpecError
+from curricle.extras import imported
+from curricle.records import Record
+from curricle.runs.workers import Job, Work
+from curricle.values import value
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+
+@final
+@value
+class RayCluster:
+    """A Ray cluster and what a run takes of it."""
+
+    num_cpus: float = 1.0
+    """CPU cores that a run takes."""
+    num_gpus: float = 0.0
+    """GPUs that a run takes; with a part, as .25, several runs share one."""
+    address: str | None = None
+    """Address of the cluster; None takes that of RAY_ADDRESS or of a cluster started on this
+    machine, and otherwise starts one."""
+    max_retries: int = 3
+    """Times that a run is started again after its worker was lost."""
+
+    def __post_init__(self) -> None:
+        """Check the resources.
+
+        Raises:
+            SpecError: If a run takes nothing, or a negative number.
+        """
+        for name in ("num_cpus", "num_gpus"):
+            if getattr(self, name) < 0:
+                raise SpecError(f"{name!r} must be at least 0; got {getattr(self, name)}")
+        if not self.num_cpus and not self.num_gpus:
+            raise SpecError(
+                "'num_cpus' or 'num_gpus' must be above 0, or all runs start at once; got 0 and 0"
+            )
+
+
+@final
+class RayWorkers:
+    """Tasks on a Ray cluster."""
+
+    def __init__(self, cluster: RayCluster) -> None:
+        """Connect to the cluster.
+
+        Args:
+            cluster: The cluster, and the resources of a task.
+
+        Raises:
+            BindError: If Ray is not installed, or no node has the resources of a task.
+        """
+        ray = imported("ray", package="ray", extra="ray", use="runs on a Ray cluster")
+        queues = imported("ray.util.queue", package="ray", extra="ray", use="records of runs")
+        self._ray = ray
+        self._has_connected = not ray.is_initialized()
+        if self._has_connected:
+            ray.init(
+                address=cluster.address or os.environ.get("RAY_ADDRESS"),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+            )
+        _check_room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        self._queue: Queue = queues.Queue(actor_options={"num_cpus": 0})
+        self._empty = queues.Empty
+        self._task = ray.remote(
+            num_cpus=cluster.num_cpus,
+            num_gpus=cluster.num_gpus,
+            max_retries=cluster.max_retries,
+        )(_work)
+        self._references: list[object] = []
+        self.threads = max(1, int(cluster.num_cpus))
+        """CPU threads of a job."""
+
+    def submit(self, work: Work[Job], job: Job) -> Future[None]:
+        """Return the end of a job."""
+        reference = self._task.remote(self._queue, str(Path.cwd()), work, job)
+        self._references.append(reference)
+        future: Future[None] = Future()
+        reference.future().add_done_callback(lambda done: self._pass_on(done, future))
+        return future
+
+    def _pass_on(self, done: Future[None], future: Future[None]) -> None:
+        """Set the end of a job: for an error of the job itself, that error."""
+        error = done.exception()
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            error = error.cause
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    def receive(self, seconds: float) -> tuple[str, Record] | None:
+        """Return the next record with the name of its run; None if none comes in time."""
+        try:
+            message: tuple[str, Record] = self._queue.get(timeout=seconds)
+        except self._empty:
+            return None
+        return message
+
+    def loss(self, error: Exception) -> str:
+        """Return what a worker was lost by."""
+        if not isinstance(error, self._ray.exceptions.RayError):
+            return ""
+        words = str(error).strip().partition("\n")[0]
+        return f"every node must have memory for its runs; Ray has lost a worker too often: {words}"
+
+    def close(self) -> None:
+        """End all workers."""
+        for reference in self._references:
+            self._ray.cancel(reference, force=True)
+        self._queue.shutdown(force=True)
+        if self._has_connected:
+            self._ray.shutdown()
+
+
+def _check_room(cluster: RayCluster, nodes: list[dict[str, float]]) -> None:
+    """Check that a node has the resources of a task, which would otherwise wait without end.
+
+    Raises:
+        BindError: If none has.
+    """
+    needed = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
+    if not any(all(node.get(kind, 0) >= needed[kind] for kind in needed) for node in nodes):
+        most = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needed}
+        raise BindError(
+            f"a node of the Ray cluster must have the {cluster.num_cpus:g} CPUs and "
+            f"{cluster.num_gpus:g} GPUs of a run; the largest have {most['CPU']:g} and "
+            f"{most['GPU']:g}"
+        )
+
+
+def _work(queue: "Queue", folder: str, work: Work[Job], job: Job) -> None:
+    """Do a job in the driver's working folder, to which relative paths refer, and send records."""
+    os.chdir(folder)
+    work(job, lambda name, record: queue.put((name, record)))

@@ -1,0 +1,155 @@
+"""Workers that do jobs beside this process: what a pool asks of them, and processes here.
+
+Design: the parent holds one end of a pipe and every worker waits at the other. When the parent
+closes its end, or is killed and the system closes it, the workers end at once.
+"""
+
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING, Protocol, TypeVar, final, runtime_checkable
+
+from curricle.records import Record
+from curricle.training.setup.interrupts import Interrupted, blocked
+
+if TYPE_CHECKING:
+    Messages = Queue[tuple[str, Record]]
+else:
+    # This class takes no types when code runs.
+    Messages = Queue
+RecordWatcher = Callable[[str, Record], None]
+"""Receives the name of a run and a record of it."""
+Job = TypeVar("Job")
+Work = Callable[[Job, RecordWatcher], None]
+"""Does a job, which hands its records on; can be pickled, as the job can."""
+STOPPED = 1
+"""Exit code of a worker without a parent."""
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Processes, here or elsewhere, that do jobs and send records."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a job, alike for all so that their seconds compare."""
+        ...
+
+    def submit(self, work: Work[Job], job: Job) -> Future[None]:
+        """Return the end of a job, which a worker does when there is room for it."""
+        ...
+
+    def receive(self, seconds: float) -> tuple[str, Record] | None:
+        """Return the next record with the name of its run; None if none comes in time."""
+        ...
+
+    def loss(self, error: Exception) -> str:
+        """Return what a worker was lost by, as an error sentence; empty for another error."""
+        ...
+
+    def close(self) -> None:
+        """End all workers, also those at work.
+
+        Nothing is lost but the steps since their last checkpoint.
+        """
+        ...
+
+
+@final
+class LocalWorkers:
+    """Processes of this machine."""
+
+    threads = 1
+    """CPU threads of a job."""
+
+    def __init__(self, jobs: int) -> None:
+        """Start no process yet; each starts with a job.
+
+        Args:
+            jobs: Processes at once.
+        """
+        context = multiprocessing.get_context("spawn")
+        # Python's own process that cleans up after the others ends by a closed terminal otherwise.
+        with blocked("SIGINT", "SIGHUP"):
+            resource_tracker.ensure_running()
+        self._jobs = jobs
+        self._messages: Messages = context.Queue()
+        reading_end, self._pipe_end = context.Pipe(duplex=False)
+        self._strangers = set(multiprocessing.active_children())
+        self._pool = ProcessPoolExecutor(
+            jobs, mp_context=context, initializer=_connect, initargs=(self._messages, reading_end)
+        )
+
+    def submit(self, work: Work[Job], job: Job) -> Future[None]:
+        """Return the end of a job."""
+        # Workers inherit the blocked signal: this process handles an interrupt, and ends them.
+        with blocked("SIGINT"):
+            return self._pool.submit(_work, work, job)
+
+    def receive(self, seconds: float) -> tuple[str, Record] | None:
+        """Return the next record with the name of its run; None if none comes in time."""
+        try:
+            return self._messages.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def loss(self, error: Exception) -> str:
+        """Return what a worker was lost by."""
+        if not isinstance(error, BrokenProcessPool):
+            return ""
+        return f"'jobs' {self._jobs} must be as many as memory has room for; a process was killed"
+
+    def close(self) -> None:
+        """End all workers."""
+        self._pipe_end.close()
+        # Those that are still starting do not listen yet.
+        for worker in set(multiprocessing.active_children()) - self._strangers:
+            worker.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def local_workers(jobs: int) -> LocalWorkers | None:
+    """Return processes of this machine; None for a single one, which is this process.
+
+    Args:
+        jobs: Processes at once.
+    """
+    return LocalWorkers(jobs) if jobs > 1 else None
+
+
+_MESSAGES: list[Messages] = []
+"""In a worker process: the queue to the parent."""
+
+
+def _connect(messages: Messages, parent: Connection) -> None:
+    _MESSAGES[:] = [messages]
+    # A parent that no longer listens must not keep the process from ending.
+    messages.cancel_join_thread()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Connection) -> None:
+    """End this process, wherever it is, once the parent's end of the pipe is closed.
+
+    Nothing is lost but the steps since the last checkpoint: files are written in one piece.
+    """
+    with suppress(EOFError, OSError):
+        parent.recv_bytes()
+    os._exit(STOPPED)
+
+
+def _work(work: Work[Job], job: Job) -> None:
+    """Do a job and send the parent its records."""
+    try:
+        work(job, lambda name, record: _MESSAGES[0].put((name, record)))
+    except Interrupted as error:
+        # A signal to the whole group; the parent has it too and says what to do.
+        os._exit(128 + error.signal_number)

@@ -1,0 +1,183 @@
+"""Comparisons as tasks of a Ray cluster of two nodes on this machine."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import curricle
+from curricle.data.batch import Batch
+from curricle.errors import BindError, CheckpointError, DivergenceError, SpecError
+from curricle.runs.folder import end_of
+from curricle.runs.pool import compare, work_off
+from curricle.runs.ray_cluster import RayCluster, RayWorkers
+from curricle.runs.spec import RunSpec
+from curricle.runs.train import student_runs, teach
+from curricle.runs.workers import RecordWatcher
+from tests.parts import mlp, parity
+
+MakeSpec = Callable[..., RunSpec]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ray")]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Start a cluster of two nodes of a core each."""
+    ray = pytest.importorskip("ray")
+    utilities = pytest.importorskip("ray.cluster_utils")
+    nodes = utilities.Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20},
+    )
+    nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
+    # Workers find the modules of the tests where this process does.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    ray.init(
+        address=nodes.address,
+        runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    yield nodes.address
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def taught(make_spec: MakeSpec, folder: Path) -> RunSpec:
+    spec = make_spec(f"output_dir={folder}", "seeds=[0]", "engine.threads=1")
+    teach(spec)
+    return spec
+
+
+def test_students_of_a_cluster_are_those_of_one_process(
+    make_spec: MakeSpec, address: str, tmp_path: Path
+) -> None:
+    here, there = taught(make_spec, tmp_path / "here"), taught(make_spec, tmp_path / "there")
+    compare(here, watch=lambda run, record: None)
+    told: set[str] = set()
+    workers = RayWorkers(RayCluster(address=address))
+    compare(there, workers=workers, watch=lambda run, record: told.add(str(run)))
+    assert told == {"one_shot seed 0", "progressive seed 0"}
+    for run, other in zip(student_runs(here), student_runs(there), strict=True):
+        end, same = end_of(run.folder), end_of(other.folder)
+        assert end is not None
+        assert same is not None
+        assert end.metrics == same.metrics
+
+
+@dataclass(frozen=True)
+class DeadlyStream:
+    """Parity batches; the process that reads one of them dies, once."""
+
+    folder: str
+    step: int
+
+    def batch(self, step: int) -> Batch:
+        with Path(self.folder, "steps").open("a") as file:
+            file.write(f"{step} ")
+        marker = Path(self.folder, "killed")
+        if step == self.step and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return parity().batch(step)
+
+    @property
+    def batch_size(self) -> int:
+        return parity().batch_size
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return parity().tokens_per_batch
+
+    @property
+    def fingerprint(self) -> str:
+        return parity().fingerprint
+
+
+def test_a_run_whose_worker_is_lost_goes_on_elsewhere_from_its_checkpoint(
+    address: str, tmp_path: Path
+) -> None:
+    def run(folder: str, step: int, on: RayCluster | None) -> curricle.Comparison:
+        place = tmp_path / folder
+        place.mkdir()
+        return curricle.compare(
+            mlp(5, 4),
+            mlp(16, 12, seed=1),
+            DeadlyStream(str(place), step),
+            evaluation=[parity().batch(0)],
+            budget="12 steps",
+            strategies=["one_shot"],
+            seeds=(0,),
+            settings=curricle.TrainingSettings(device="cpu", save_every=4, threads=1),
+            output_dir=place / "run",
+            on=on,
+        )
+
+    undisturbed = run("here", -1, None)
+    killed = run("there", 10, RayCluster(address=address))
+    steps = [int(step) for step in (tmp_path / "there" / "steps").read_text().split()]
+    after = steps[steps.index(10) + 1 :]
+    assert (tmp_path / "there" / "killed").exists()
+    # The checkpoint is that after step 8; binding reads the first batch.
+    assert set(range(1, 8)).isdisjoint(after)
+    assert {8, 9, 10, 11} <= set(after)
+    for parameter, expected in zip(
+        killed.students["one_shot", 0].parameters(),
+        undisturbed.students["one_shot", 0].parameters(),
+        strict=True,
+    ):
+        assert torch.equal(parameter, expected)
+
+
+def fail(number: int, watch: RecordWatcher) -> None:
+    if number == 0:
+        raise DivergenceError("the loss is not finite")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_error_of_a_task_is_that_of_the_run(address: str) -> None:
+    with pytest.raises(DivergenceError, match=r"^the loss is not finite$"):
+        work_off(
+            [0],
+            fail,
+            workers=RayWorkers(RayCluster(address=address)),
+            watch=lambda name, record: None,
+            again="x",
+        )
+
+
+def test_a_worker_that_is_lost_too_often_is_told(address: str) -> None:
+    with pytest.raises(CheckpointError, match=r"Ray has lost a worker too often: .*; 'x' goes on"):
+        work_off(
+            [1],
+            fail,
+            workers=RayWorkers(RayCluster(address=address, max_retries=0)),
+            watch=lambda name, record: None,
+            again="x",
+        )
+
+
+def test_a_run_that_no_node_has_room_for_is_refused(address: str) -> None:
+    with pytest.raises(
+        BindError, match=r"must have the 8 CPUs and 0 GPUs of a run; the largest have 1 and 0"
+    ):
+        RayWorkers(RayCluster(address=address, num_cpus=8))
+
+
+def test_a_run_takes_some_resource() -> None:
+    with pytest.raises(SpecError, match="'num_cpus' or 'num_gpus' must be above 0"):
+        RayCluster(num_cpus=0)
+    with pytest.raises(SpecError, match="'num_gpus' must be at least 0; got -1"):
+        RayCluster(num_gpus=-1)
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BindError, match=r"pip install 'curricle\[ray\]'"):
+        RayWorkers(RayCluster())
