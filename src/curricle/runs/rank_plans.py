@@ -56,7 +56,7 @@ class StageRanks:
 
     name: str
     """Name of the stage."""
-    whole: Passes
+    batch: Passes
     """Passes of one process that computes on the whole micro-batch."""
     share: Passes
     """Passes of one of the processes that divide it."""
@@ -134,7 +134,7 @@ def plan_ranks(  # noqa: PLR0913 - the arguments of `plan` on which sizes depend
         SpecError: If the number of processes is not positive, or does not divide the examples.
         BindError: If a model cannot run or has no such tap.
     """
-    part = as_stream(data, seed).batch(0).split(settings.gradient_accumulation_steps)[0]
+    micro_batch = as_stream(data, seed).batch(0).split(settings.gradient_accumulation_steps)[0]
     probe = SizeProbe(
         tapped(student),
         _tapped_teacher(teacher),
@@ -142,7 +142,7 @@ def plan_ranks(  # noqa: PLR0913 - the arguments of `plan` on which sizes depend
         settings=settings,
         is_stored=isinstance(teacher, StoredTeacher),
     )
-    return _planned(probe, curriculum, (part, _share(part, world_size)), world_size)
+    return _planned(probe, curriculum, (micro_batch, _share(micro_batch, world_size)), world_size)
 
 
 def _tapped_teacher(teacher: AnyModel | StoredTeacher | None) -> TappedModel | None:
@@ -163,7 +163,7 @@ def planned_ranks(spec: RunSpec, student: StudentRun, world_size: int) -> RankPl
     with unallocated():
         learner = build_model(student_model(spec), data, student.seed, "student")
         teacher = build_model(spec.teacher.model, data.for_teacher, spec.seed, "teacher")
-    part = data.stream.batch(0).split(spec.engine.gradient_accumulation_steps)[0]
+    micro_batch = data.stream.batch(0).split(spec.engine.gradient_accumulation_steps)[0]
     limit = require_field(spec.budget, "budget", "distill")
     curriculum = build(
         student.curriculum,
@@ -178,7 +178,7 @@ def planned_ranks(spec: RunSpec, student: StudentRun, world_size: int) -> RankPl
         settings=spec.engine,
         is_stored=spec.targets is not None,
     )
-    return _planned(probe, curriculum, (part, _share(part, world_size)), world_size)
+    return _planned(probe, curriculum, (micro_batch, _share(micro_batch, world_size)), world_size)
 
 
 def _planned(
@@ -201,32 +201,36 @@ def _planned(
     return RankPlan(name=curriculum.name, world_size=world_size, stages=tuple(stages))
 
 
-def _share(part: Batch, world_size: int) -> Batch:
+def _share(micro_batch: Batch, world_size: int) -> Batch:
     """Return the examples of one process.
 
     Raises:
         SpecError: If the processes cannot divide the examples.
     """
     try:
-        return part.split(world_size)[0] if world_size > 0 else part.split(0)[0]
+        return micro_batch.split(world_size)[0] if world_size > 0 else micro_batch.split(0)[0]
     except (DataError, ZeroDivisionError):
         raise SpecError(
-            f"'world_size' must be a positive divisor of the {part.num_examples} examples of a "
-            f"micro-batch, with {part.group} of a group together; got {world_size}"
+            f"'world_size' must be a positive divisor of the {micro_batch.num_examples} examples of a "
+            f"micro-batch, with {micro_batch.group} of a group together; got {world_size}"
         ) from None
 
 
 def _ranks(name: str, sizes: StageSizes, passes: Sequence[Passes], world_size: int) -> StageRanks:
-    whole, share = passes
+    batch_passes, rank_passes = passes
     rows = [
-        rank_costs(sizes, whole, parallel="none", num_processes=1),
-        rank_costs(sizes, share, parallel="ddp", num_processes=world_size),
-        rank_costs(sizes, share, parallel="fsdp2", num_processes=world_size),
+        rank_costs(sizes, batch_passes, parallel="none", num_processes=1),
+        rank_costs(sizes, rank_passes, parallel="ddp", num_processes=world_size),
+        rank_costs(sizes, rank_passes, parallel="fsdp2", num_processes=world_size),
     ]
     if sizes.teacher:
         rows.append(
             rank_costs(
-                sizes, share, parallel="fsdp2", num_processes=world_size, is_teacher_shared=True
+                sizes,
+                rank_passes,
+                parallel="fsdp2",
+                num_processes=world_size,
+                is_teacher_shared=True,
             )
         )
-    return StageRanks(name=name, whole=whole, share=share, rows=tuple(rows))
+    return StageRanks(name=name, batch=batch_passes, share=rank_passes, rows=tuple(rows))

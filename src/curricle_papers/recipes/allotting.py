@@ -94,12 +94,12 @@ def allotment(
     """
     usable = (limit - spent) * MARGIN
     names = list(specs)
-    for kept in range(len(names), 0, -1):
-        some = {name: specs[name] for name in names[:kept]}
-        most = max(len(spec.seeds or SEEDS) for spec in some.values())
-        for count in range(most, 0, -1):
-            seeds = {name: min(count, len(spec.seeds or SEEDS)) for name, spec in some.items()}
-            estimate = _total(some, times, seeds, passes or {}) / parallel
+    for number in range(len(names), 0, -1):
+        leading = {name: specs[name] for name in names[:number]}
+        largest = max(len(spec.seeds or SEEDS) for spec in leading.values())
+        for count in range(largest, 0, -1):
+            seeds = {name: min(count, len(spec.seeds or SEEDS)) for name, spec in leading.items()}
+            estimate = _total(leading, times, seeds, passes or {}) / parallel
             if estimate <= usable:
                 return Allotment(
                     limit=limit,
@@ -135,14 +135,14 @@ def _total(
 
 def _choice(specs: Mapping[str, RunSpec], seeds: Mapping[str, int]) -> str:
     """Return seeds and panels in words."""
-    fewer = [
+    cuts = [
         f"{name} with {seeds[name]} of {len(spec.seeds or SEEDS)} seeds"
         for name, spec in specs.items()
         if name in seeds and seeds[name] < len(spec.seeds or SEEDS)
     ]
-    absent = [name for name in specs if name not in seeds]
-    parts = [*fewer, *([f"without {', '.join(absent)}"] if absent else [])]
-    return "; ".join(parts) or "all seeds and panels"
+    left_out_panels = [name for name in specs if name not in seeds]
+    clauses = [*cuts, *([f"without {', '.join(left_out_panels)}"] if left_out_panels else [])]
+    return "; ".join(clauses) or "all seeds and panels"
 
 
 def allotted(  # noqa: PLR0913 - the call of the recipe, and a clock
@@ -176,11 +176,11 @@ def allotted(  # noqa: PLR0913 - the call of the recipe, and a clock
     if not specs:
         raise SpecError(f"'--within' must be left out for {recipe.name!r}, which has no panels")
     record = read_recipe(folder)
-    chosen = record.allotment
-    if chosen is None:
+    decision = record.allotment
+    if decision is None:
         started = clock()
         times = {name: pilot(_alone(spec, jobs)) for name, spec in specs.items()}
-        chosen = allotment(
+        decision = allotment(
             specs,
             times,
             limit=limit,
@@ -188,24 +188,26 @@ def allotted(  # noqa: PLR0913 - the call of the recipe, and a clock
             parallel=_parallel(specs, jobs),
             passes=_passes(recipe, scale),
         )
-    added = [name for name in specs if name not in chosen.seeds]
-    if added:
+    unknown = [name for name in specs if name not in decision.seeds]
+    if unknown:
         raise SpecError(
             f"'--panels' must name those of the first call with '--within', among which the time "
-            f"is divided; got {added[0]!r}; '--output-dir' makes another folder"
+            f"is divided; got {unknown[0]!r}; '--output-dir' makes another folder"
         )
-    absent = {
-        name: f"beyond the {limit:,.0f} s of '--within'" for name in specs if not chosen.seeds[name]
+    left_out_panels = {
+        name: f"beyond the {limit:,.0f} s of '--within'"
+        for name in specs
+        if not decision.seeds[name]
     }
-    panels = tuple(panel for panel in record.panels if panel.name not in absent)
-    left_out = record.left_out | absent
-    write_recipe(folder, replace(record, allotment=chosen, panels=panels, left_out=left_out))
-    kept = {
-        name: replace(spec, seeds=(spec.seeds or SEEDS)[: chosen.seeds[name]])
+    panels = tuple(panel for panel in record.panels if panel.name not in left_out_panels)
+    left_out = record.left_out | left_out_panels
+    write_recipe(folder, replace(record, allotment=decision, panels=panels, left_out=left_out))
+    specs_in_time = {
+        name: replace(spec, seeds=(spec.seeds or SEEDS)[: decision.seeds[name]])
         for name, spec in specs.items()
-        if name not in absent
+        if name not in left_out_panels
     }
-    return kept, chosen.note
+    return specs_in_time, decision.note
 
 
 def _alone(spec: RunSpec, jobs: int) -> RunSpec:

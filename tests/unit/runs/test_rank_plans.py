@@ -50,8 +50,8 @@ def test_without_a_teacher_none_can_be_shared() -> None:
 
 def test_processes_divide_the_activations() -> None:
     stage = planned(4).stages[-1]
-    assert 4 * stage.share.activations == stage.whole.activations
-    assert 4 * stage.share.student_flops == stage.whole.student_flops
+    assert 4 * stage.share.activations == stage.batch.activations
+    assert 4 * stage.share.student_flops == stage.batch.student_flops
 
 
 def test_gradients_of_ddp_travel_twice_around_the_ring() -> None:

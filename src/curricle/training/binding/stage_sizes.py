@@ -42,7 +42,7 @@ class _Pass:
     """Blocks that it has reached."""
     trained: frozenset[str] = frozenset()
     """Names of the parameters with a gradient."""
-    kept: int
+    num_bytes: int
     """Bytes that are kept: for the backward pass, or as targets."""
     flops: int
     """FLOPs of the pass, with those of its backward pass."""
@@ -106,23 +106,24 @@ class SizeProbe:
         passes = list[Passes]()
         with frozen_but(student.module, free):
             for batch in batches:
-                learns = self._student_pass(reads, batch)
-                teaches = self._teacher_pass(reads, batch)
+                student_pass = self._student_pass(reads, batch)
+                teacher_pass = self._teacher_pass(reads, batch)
                 passes.append(
                     Passes(
-                        activations=learns.kept + (0 if teaches is None else teaches.kept),
-                        logits=self._logits_bytes(stage, learns, teaches),
-                        student_flops=learns.flops,
-                        teacher_flops=0 if teaches is None else teaches.flops,
+                        activations=student_pass.num_bytes
+                        + (0 if teacher_pass is None else teacher_pass.num_bytes),
+                        logits=self._logits_bytes(stage, student_pass, teacher_pass),
+                        student_flops=student_pass.flops,
+                        teacher_flops=0 if teacher_pass is None else teacher_pass.flops,
                     )
                 )
-        if not learns.trained:
+        if not student_pass.trained:
             raise BindError(f"'trainable' must leave something to train; got {stage.trainable!r}")
-        self._reached |= learns.trained
+        self._reached |= student_pass.trained
         sizes = StageSizes(
-            student=learns.calls.units(learns.trained, self._reached),
-            teacher=() if teaches is None else teaches.calls.units(),
-            teacher_copies=0 if teaches is None else self._teacher_copies(),
+            student=student_pass.calls.units(student_pass.trained, self._reached),
+            teacher=() if teacher_pass is None else teacher_pass.calls.units(),
+            teacher_copies=0 if teacher_pass is None else self._teacher_copies(),
             moments=self._optimizer.moments,
             micro_batches=self._settings.gradient_accumulation_steps,
         )
@@ -152,7 +153,7 @@ class SizeProbe:
         return _Pass(
             calls=calls,
             trained=trained,
-            kept=meter.saved_bytes,
+            num_bytes=meter.saved_bytes,
             flops=meter.flops,
             logits=states.logits,
         )
@@ -173,8 +174,8 @@ class SizeProbe:
             states = self._forward(
                 "teacher", model, reads.teacher, batch.for_teacher, logits=has_logits
             )
-        kept = sum(tensor.nbytes for tensor in states.hidden.values())
-        return _Pass(calls=calls, kept=kept, flops=meter.flops, logits=states.logits)
+        state_bytes = sum(tensor.nbytes for tensor in states.hidden.values())
+        return _Pass(calls=calls, num_bytes=state_bytes, flops=meter.flops, logits=states.logits)
 
     def _forward(
         self, role: str, model: TappedModel, places: Sequence[Place], batch: Batch, *, logits: bool
@@ -186,22 +187,22 @@ class SizeProbe:
     def _autocast(self, precision: str) -> AbstractContextManager[object]:
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
-    def _logits_bytes(self, stage: Stage, learns: _Pass, teaches: _Pass | None) -> int:
+    def _logits_bytes(self, stage: Stage, student_pass: _Pass, teacher_pass: _Pass | None) -> int:
         """Return the bytes of logits and of a loss between them.
 
         Each model has its logits and, in float32, probabilities; the student has their gradient.
         """
-        if learns.logits is None:
+        if student_pass.logits is None:
             return 0
-        num_classes = learns.logits.shape[-1]
-        rows = learns.logits.numel() // num_classes
+        num_classes = student_pass.logits.shape[-1]
+        rows = student_pass.logits.numel() // num_classes
         chunks = [chunk for chunk in map(_chunk, stage.objectives) if chunk is not None]
         if chunks:
             is_cpu = self._settings.device == "cpu"
             rows = min(rows, max(chunk_rows(num_classes, item, is_cpu=is_cpu) for item in chunks))
-        sides = [learns.logits]
-        if teaches is not None and teaches.logits is not None:
-            sides.append(teaches.logits)
+        sides = [student_pass.logits]
+        if teacher_pass is not None and teacher_pass.logits is not None:
+            sides.append(teacher_pass.logits)
         sizes = [side.element_size() + FLOAT_BYTES for side in sides]
         return rows * num_classes * (sum(sizes) + FLOAT_BYTES)
 

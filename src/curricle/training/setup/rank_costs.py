@@ -146,8 +146,8 @@ class RankCosts:
     @property
     def memory(self) -> int:
         """Return the bytes of one process."""
-        kept = self.parameters + self.gradients + self.optimizer + self.gathered
-        return kept + self.teacher + self.activations + self.logits
+        state = self.parameters + self.gradients + self.optimizer + self.gathered
+        return state + self.teacher + self.activations + self.logits
 
 
 def rank_costs(
@@ -190,12 +190,12 @@ def rank_costs(
 def _fully_sharded(
     sizes: StageSizes, passes: Passes, num_processes: int, *, is_teacher_shared: bool
 ) -> RankCosts:
-    weights, parts = list(_weights(sizes.student)), sizes.micro_batches
+    weights, micro_batches = list(_weights(sizes.student)), sizes.micro_batches
     forward = [unit for unit in sizes.student if unit.in_forward]
     backward = [unit for unit in sizes.student if unit.in_backward]
     trained = [unit for unit in backward if unit.whole(1, trained=True)]
-    taught = [unit for unit in sizes.teacher if unit.in_forward] if is_teacher_shared else []
-    gathers = [unit.whole(num_processes) for unit in (*forward, *backward, *taught)]
+    teacher_units = [unit for unit in sizes.teacher if unit.in_forward] if is_teacher_shared else []
+    gathers = [unit.whole(num_processes) for unit in (*forward, *backward, *teacher_units)]
     reduced = [unit.whole(num_processes, trained=True) for unit in trained]
     return RankCosts(
         parallel="fsdp2",
@@ -207,16 +207,16 @@ def _fully_sharded(
         # Gradients are whole until their unit's reduce-scatter.
         gathered=_held(forward, num_processes) + max(reduced, default=0),
         teacher=sum(weight.share(num_processes) for weight in _weights(sizes.teacher))
-        + _held(taught, num_processes)
+        + _held(teacher_units, num_processes)
         if is_teacher_shared
         else _whole_teacher(sizes),
         activations=passes.activations,
         logits=passes.logits,
-        all_gathered=parts * sum(gathers),
-        reduce_scattered=parts * sum(reduced),
-        num_all_gathers=parts * len(gathers),
-        num_reduce_scatters=parts * len(reduced),
-        sent=_ring(parts * (sum(gathers) + sum(reduced)), num_processes),
+        all_gathered=micro_batches * sum(gathers),
+        reduce_scattered=micro_batches * sum(reduced),
+        num_all_gathers=micro_batches * len(gathers),
+        num_reduce_scatters=micro_batches * len(reduced),
+        sent=_ring(micro_batches * (sum(gathers) + sum(reduced)), num_processes),
     )
 
 
@@ -230,8 +230,8 @@ def _whole_teacher(sizes: StageSizes) -> int:
 
 def _held(units: list[Unit], num_processes: int) -> int:
     """Return the bytes of gathered weights that are in memory together; the root comes first."""
-    whole = [unit.whole(num_processes) for unit in units]
-    return sum(whole[:1]) + sum(sorted(whole[1:], reverse=True)[:PREFETCHED_UNITS])
+    sizes = [unit.whole(num_processes) for unit in units]
+    return sum(sizes[:1]) + sum(sorted(sizes[1:], reverse=True)[:PREFETCHED_UNITS])
 
 
 def _ring(num_bytes: int, num_processes: int) -> int:
