@@ -295,11 +295,12 @@ def _pretrained_model(auto_class: str, path: str, description: str) -> nn.Module
     """
     if not Path(path, "config.json").is_file():
         raise BindError(f"'path' must be a folder with a config.json; got {path!r}")
+    if not is_unallocated():
+        _check_safetensors(Path(path))
     transformers = _transformers()
     _refuse_code(transformers, path)
     if is_unallocated():
         return _unallocated_model(transformers, auto_class, path)
-    _check_safetensors(Path(path))
     try:
         # Version 5 loads in the dtype of the file by default; a student needs float32.
         model, loaded = getattr(transformers, auto_class).from_pretrained(

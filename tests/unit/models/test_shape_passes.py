@@ -1,5 +1,6 @@
 """Copies of models without weights, and their passes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 
 from curricle import seeding
 from curricle.memory import unallocated
+from curricle.models.huggingface import PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.shape_passes import ShapePasses, block_paths
 from curricle.models.wrapping import tapped
@@ -76,6 +78,15 @@ def test_a_network_of_more_memory_than_the_machine_has_runs() -> None:
     with shapes.running(), model.open_taps([model.place(2)], logits=False) as forward:
         states = forward(shapes.emptied(torch.zeros(3, 6)))
     assert [tuple(state.shape) for state in states.hidden.values()] == [(3, 10**7)]
+
+
+def test_of_a_folder_only_the_configuration_is_read(tmp_path: Path) -> None:
+    BertConfig(**SIZES).save_pretrained(tmp_path)
+    with unallocated():
+        model = PretrainedSpec(path=str(tmp_path)).build(
+            num_inputs=11, num_classes=2, num_positions=7
+        )
+    assert all(parameter.is_meta for parameter in model.module.parameters())
 
 
 def test_blocks_have_the_paths_of_their_taps() -> None:
