@@ -211,8 +211,8 @@ def _share(micro_batch: Batch, world_size: int) -> Batch:
         return micro_batch.split(world_size)[0] if world_size > 0 else micro_batch.split(0)[0]
     except (DataError, ZeroDivisionError):
         raise SpecError(
-            f"'world_size' must be a positive divisor of the {micro_batch.num_examples} examples of "
-            f"a micro-batch, with {micro_batch.group} of a group together; got {world_size}"
+            f"'world_size' must be a positive divisor of the {micro_batch.num_examples} examples "
+            f"of a micro-batch, with {micro_batch.group} of a group together; got {world_size}"
         ) from None
 
 
