@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from curricle.runs.export import export as export
     from curricle.runs.planning import Plan as Plan
     from curricle.runs.planning import plan as plan
+    from curricle.runs.rank_plans import RankPlan as RankPlan
+    from curricle.runs.rank_plans import plan_ranks as plan_ranks
     from curricle.runs.ray_cluster import RayCluster as RayCluster
     from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
     from curricle.runs.teaching import teach as teach
@@ -139,6 +141,7 @@ else:
             "runs.evaluate": ("Evaluation", "evaluate"),
             "runs.export": ("Exported", "export"),
             "runs.planning": ("Plan", "plan"),
+            "runs.rank_plans": ("RankPlan", "plan_ranks"),
             "runs.ray_cluster": ("RayCluster",),
             "runs.teaching": ("TrainedTeacher", "teach"),
             "teachers.stored": ("open_targets",),

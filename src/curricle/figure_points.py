@@ -24,6 +24,10 @@ POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"
 SMOKE = "scale smoke only shows that everything runs; its numbers do not compare the methods"
 
 
+def _is_missing(allotment: object) -> bool:
+    return allotment is None
+
+
 @final
 @value
 class Point:
@@ -95,6 +99,21 @@ class Panel:
 
 @final
 @value
+class Allotment:
+    """Runs that fit into a limit of time, chosen before the first of them."""
+
+    limit: float = Field(gt=0)
+    """Seconds for all runs, the pilot included."""
+    estimate: float
+    """Seconds of the runs by the pilot."""
+    seeds: dict[str, int]
+    """Number of seeds by panel; zero of one that is left out."""
+    note: str
+    """Rule and result in a sentence."""
+
+
+@final
+@value
 class RecipeRecord:
     """Description of a reproduced figure."""
 
@@ -114,6 +133,8 @@ class RecipeRecord:
     """Reasons by panel why it is not run."""
     selected: tuple[str, ...] = ()
     """Panels named by `--panels` in all calls on the folder; empty if all panels are run."""
+    allotment: Allotment | None = Field(default=None, exclude_if=_is_missing)
+    """Runs that fit into a limit of time; None without a limit."""
     chart: Chart
     """Chart of the figure."""
     line: str = ""

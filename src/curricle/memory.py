@@ -1,10 +1,13 @@
-"""Memory limit of the process, and checks of large allocations against it.
+"""Memory limit of the process, checks of large allocations against it, and none at all.
 
 A system that overcommits memory lets a process start filling it and kills the process minutes
 later. So the size of tensors that follows from a setting is compared with the limit beforehand.
 """
 
 import os
+from contextlib import AbstractContextManager
+
+import torch
 
 from curricle.errors import BindError, visible
 
@@ -12,6 +15,16 @@ try:
     import resource
 except ImportError:  # pragma: no cover - Windows has no limits of this kind
     resource = None  # type: ignore[assignment]
+
+
+def unallocated() -> AbstractContextManager[object]:
+    """Return a context in which models are built on torch's meta device, without memory."""
+    return torch.device("meta")
+
+
+def is_unallocated() -> bool:
+    """Return whether models are built without memory at present."""
+    return bool(torch.get_default_device().type == "meta")
 
 
 def check_memory(needed: int, subject: str) -> None:
@@ -24,7 +37,7 @@ def check_memory(needed: int, subject: str) -> None:
     Raises:
         BindError: If they exceed the limit.
     """
-    limit = memory_limit()
+    limit = None if is_unallocated() else memory_limit()
     if limit is not None and needed > limit:
         raise BindError(
             f"{visible(subject)} must fit into memory; it takes {needed / 1e9:,.1f} GB, and a "

@@ -18,12 +18,15 @@ from curricle.runs import spec
 # Verb: arguments in order, then options.
 FROZEN = {
     "demo": (["name"], ["--output-dir", "--set", "--jobs"]),
-    "plan": (["spec"], ["--set"]),
+    "plan": (["spec"], ["--set", "--world-size"]),
     "teach": (["spec"], ["--set", "--nproc"]),
     "distill": (["spec"], ["--set", "--nproc"]),
+    "reproduce": (
+        ["name"],
+        ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--within", "--list"],
+    ),
     "compare": (["spec"], ["--set", "--jobs", "--on", "--num-cpus", "--num-gpus"]),
     "resume": (["run"], ["--jobs", "--nproc", "--on", "--num-cpus", "--num-gpus"]),
-    "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),
     "evaluate": (

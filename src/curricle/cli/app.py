@@ -167,7 +167,14 @@ def demo(
 
 
 @app.command()
-def plan(spec: Spec, sets: Sets = None) -> None:
+def plan(
+    spec: Spec,
+    sets: Sets = None,
+    world_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Print memory and bytes sent of one of so many processes."),
+    ] = None,
+) -> None:
     """Print inputs, trained parameters and cost of each stage, without training."""
     from curricle.reports.tables import plan_table
     from curricle.runs.label_costs import label_notes
@@ -179,6 +186,9 @@ def plan(spec: Spec, sets: Sets = None) -> None:
     # A spec may serve both `distill` and `compare`.
     if run_spec.curriculum is not None or not runs:
         runs = [single_run(run_spec), *runs]
+    if world_size is not None:
+        _plan_ranks(run_spec, runs, world_size)
+        return
     notes: dict[str, None] = {}
     for run in runs:
         bound = planned_student(run_spec, run)
@@ -190,6 +200,15 @@ def plan(spec: Spec, sets: Sets = None) -> None:
             if note not in notes:
                 _print(note)
         notes |= dict.fromkeys(lines)
+
+
+def _plan_ranks(spec: "RunSpec", runs: "Sequence[StudentRun]", world_size: int) -> None:
+    """Print the tables of one process of each run."""
+    from curricle.reports.tables import to_rich
+    from curricle.runs.rank_plans import planned_ranks
+
+    for run in runs:
+        console.print(to_rich(planned_ranks(spec, run, world_size).grid(), leading=1))
 
 
 @app.command()
@@ -258,7 +277,7 @@ def resume(  # noqa: PLR0917 - options of a command
 
 
 @app.command()
-def reproduce(
+def reproduce(  # noqa: PLR0913 - the options of the command
     name: Annotated[str, typer.Argument(help="Recipe; see --list.", show_default=False)] = "",
     *,
     scale: Annotated[str, typer.Option(help="smoke, small or paper.")] = "small",
@@ -273,14 +292,20 @@ def reproduce(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="As of compare; by default 1 at smoke, otherwise 2.")
     ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(help="Time such as 8m: run the seeds and panels that a pilot says fit."),
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the recipes.")] = False,
 ) -> None:
     """Make a figure of a paper again; a second call goes on where the first was stopped.
 
-    A call with other --panels adds them to the folder.
+    A call with other --panels adds them to the folder. With --within a pilot of some steps comes
+    first; seeds and then panels that do not fit are left out, which is printed and recorded.
     """
     from curricle.figure_points import line_again, read_recipe, usual_folder
     from curricle.reports.reproduction import recipe_table
+    from curricle_papers.recipes.allotting import allotted, seconds
     from curricle_papers.recipes.index import RECIPES, recipe_named
     from curricle_papers.recipes.recipe import checked_scale
     from curricle_papers.recipes.running import claim, measure
@@ -291,13 +316,19 @@ def reproduce(
     recipe, size = recipe_named(name), checked_scale(scale)
     launching.refuse(1, "reproduce")
     folder = output_dir or usual_folder(name, scale)
+    limit = None if within is None else seconds(within)
+    # At smoke a process takes longer to start than to run.
+    jobs = jobs or (1 if size == "smoke" else 2)
     line = f"{_line('reproduce', name, sets)} --scale {scale}"
+    line += "" if within is None else f" {shlex.join(['--within', within])}"
     selected = [] if panels is None else [panel.strip() for panel in panels.split(",")]
     specs = claim(recipe, size, folder, line, assignments=sets or [], selected=selected)
+    if limit is not None:
+        specs, note = allotted(recipe, size, folder, specs, limit=limit, jobs=jobs)
+        _print(note)
     measure(recipe, size, folder)
     again = line_again(read_recipe(folder), folder)
-    # At smoke a process takes longer to start than to run.
-    _run_recipe(recipe, size, specs, jobs or (1 if size == "smoke" else 2), again)
+    _run_recipe(recipe, size, specs, jobs, again)
     _report_figure(folder)
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from curricle.errors import BindError, CheckpointError, SpecError, near_names, short_reason
 from curricle.extras import imported
+from curricle.memory import is_unallocated
 from curricle.models.positions import unused_positions, usable_positions
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -279,6 +280,12 @@ def _new_model(
         ) from error
 
 
+def _unallocated_model(transformers: ModuleType, auto_class: str, path: str) -> nn.Module:
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    model: nn.Module = getattr(transformers, auto_class).from_config(config, dtype="float32")
+    return model
+
+
 def _pretrained_model(auto_class: str, path: str, description: str) -> nn.Module:
     """Return the model of a folder in float32.
 
@@ -288,9 +295,12 @@ def _pretrained_model(auto_class: str, path: str, description: str) -> nn.Module
     """
     if not Path(path, "config.json").is_file():
         raise BindError(f"'path' must be a folder with a config.json; got {path!r}")
-    _check_safetensors(Path(path))
+    if not is_unallocated():
+        _check_safetensors(Path(path))
     transformers = _transformers()
     _refuse_code(transformers, path)
+    if is_unallocated():
+        return _unallocated_model(transformers, auto_class, path)
     try:
         # Version 5 loads in the dtype of the file by default; a student needs float32.
         model, loaded = getattr(transformers, auto_class).from_pretrained(

@@ -260,7 +260,9 @@ def _image(folder: Path) -> str:
 
 def _left_out(recipe: RecipeRecord) -> list[str]:
     """Return the panels that are not run, with their reasons."""
-    return [note(f"{name}: left out, {reason}") for name, reason in recipe.left_out.items()]
+    limit = [] if recipe.allotment is None else [note(recipe.allotment.note)]
+    absent = [note(f"{name}: left out, {reason}") for name, reason in recipe.left_out.items()]
+    return [*limit, *absent]
 
 
 def _methods(panels: Sequence[TunedPanel]) -> tuple[str, ...]:

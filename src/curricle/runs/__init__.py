@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from curricle.runs.planning import Plan as Plan
     from curricle.runs.planning import plan as plan
     from curricle.runs.probe import probe_run as probe_run
+    from curricle.runs.rank_plans import RankPlan as RankPlan
+    from curricle.runs.rank_plans import plan_ranks as plan_ranks
     from curricle.runs.ray_cluster import RayCluster as RayCluster
     from curricle.runs.report import write_report as write_report
     from curricle.runs.spec import Goal as Goal
@@ -43,6 +45,7 @@ else:
             "minimal_pairs": ("PairAccuracy", "pair_accuracy", "read_pairs"),
             "planning": ("Plan", "plan"),
             "probe": ("probe_run",),
+            "rank_plans": ("RankPlan", "plan_ranks"),
             "ray_cluster": ("RayCluster",),
             "report": ("write_report",),
             "spec": (

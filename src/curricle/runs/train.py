@@ -144,7 +144,7 @@ def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
     """
     check_trackers(spec.report_to)
     if spec.teacher.total is not None:
-        _teaching(spec, open_task(spec, spec.seed, "train"))
+        teacher_run(spec, open_task(spec, spec.seed, "train"))
     # To measure seconds a student has to train; everything else can be checked without.
     length = PROVISIONAL if _is_timed(spec) else None
     is_judged = False
@@ -152,7 +152,7 @@ def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
         run = _planned(spec, student, length)
         if run.teachers and is_ready(spec) and not is_judged:
             data = open_task(spec, data_seed(spec, student.seed), "student")
-            evaluate = _evaluator(spec, data, run.teacher, spec.goal.metric)
+            evaluate = run_evaluator(spec, data, run.teacher, spec.goal.metric)
             teacher_notes(evaluate, run.teacher, run)
             is_judged = True
 
@@ -170,7 +170,7 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
             checked_end(folder)
         return
     data = open_task(spec, spec.seed, "train")
-    run = _teaching(spec, data)
+    run = teacher_run(spec, data)
     processes = spec.engine.placement
     # All processes have looked for a finished teacher before one of them writes.
     processes.wait()
@@ -198,7 +198,7 @@ def measure_teacher(spec: RunSpec) -> None:
         run = _planned(spec, student, PROVISIONAL if _is_timed(spec) else None)
         if run.teachers:
             data = open_task(spec, data_seed(spec, student.seed), "student")
-            evaluate = _evaluator(spec, data, run.teacher, spec.goal.metric)
+            evaluate = run_evaluator(spec, data, run.teacher, spec.goal.metric)
             write_teacher_metrics(spec.folder, teacher_metrics(evaluate, run))
             return
 
@@ -245,7 +245,7 @@ def train_class(
         return
     data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
     teacher = open_teacher(spec, data)
-    evaluate = _evaluator(spec, data, teacher, spec.goal.metric)
+    evaluate = run_evaluator(spec, data, teacher, spec.goal.metric)
     with ExitStack() as stack:
         members = []
         for student in unfinished:
@@ -308,12 +308,17 @@ def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> Tapp
         student: Which student.
         data: The opened task.
     """
-    model = build_model(_student_model(spec), data, student.seed, "student")
+    model = build_model(student_model(spec), data, student.seed, "student")
     load_finished(model.module, student.folder)
     return model
 
 
-def _student_model(spec: RunSpec) -> Model:
+def student_model(spec: RunSpec) -> Model:
+    """Return the student's model of a spec.
+
+    Args:
+        spec: Spec of the run.
+    """
     # The checker joins a union of models to `object`.
     return cast("Model", require_field(spec.student, "student", "distill"))
 
@@ -396,7 +401,7 @@ def _bound(
     length: Duration | None,
 ) -> BoundRun:
     """Return a student's run bound to its models and data, at the budget's length by default."""
-    model = build_model(_student_model(spec), data, student.seed, "student")
+    model = build_model(student_model(spec), data, student.seed, "student")
 
     # The loss of a teacher before its training is unknown.
     trajectory = teacher.trajectory or PlannedCheckpoints(spec.trajectory_steps())
@@ -427,8 +432,13 @@ def _bound(
     )
 
 
-def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
-    """Return the teacher's training, bound."""
+def teacher_run(spec: RunSpec, data: TaskData) -> BoundRun:
+    """Return the teacher's training, bound.
+
+    Args:
+        spec: Spec of the run.
+        data: Data of the teacher.
+    """
     run = bind(
         from_labels(
             total=require_field(spec.teacher.total, "teacher.total", "teach"),
@@ -457,7 +467,7 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     if run.teacher is None and METRICS[metric].reads == "teacher":
         # The teacher of the comparison has none itself.
         metric = spec.task.metric if spec.task.label_loss != "cross_entropy" else NLL.name
-    evaluate = _evaluator(spec, data, run.teacher, metric)
+    evaluate = run_evaluator(spec, data, run.teacher, metric)
     # A folder whose run was cut off before its first checkpoint starts anew.
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)
     if spec.engine.placement.is_writer:
@@ -472,8 +482,15 @@ def _trackers(spec: RunSpec) -> tuple[TrackerName, ...]:
     return spec.report_to if spec.engine.placement.is_writer else ()
 
 
-def _evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> Evaluator:
-    """Return the evaluation of a run that is judged by a metric."""
+def run_evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> Evaluator:
+    """Return the evaluation of a run that is judged by a metric.
+
+    Args:
+        spec: Spec of the run.
+        data: Its data.
+        teacher: Its teacher, if any.
+        metric: The metric.
+    """
     return label_metrics(
         data.evaluation,
         spec.engine.placement,

@@ -17,7 +17,13 @@ from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps, taps
-from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_GOAL, SEEDS, parity_size
+from curricle_papers.recipes.sparse_parity import (
+    COMPILED_STEPS,
+    PARITY_CHART,
+    PARITY_GOAL,
+    SEEDS,
+    parity_size,
+)
 from curricle_papers.recipes.text_and_grammars import (
     GRAMMAR_STEPS,
     grammar_layers,
@@ -59,6 +65,7 @@ def _parity(scale: Scale) -> Comparison:
             log_every=every,
             threads=1,
             device="cuda" if scale == "paper" else "cpu",
+            compiled_steps=COMPILED_STEPS if scale == "paper" else 1,
         ),
     )
     return Comparison(spec=spec, chart=PARITY_CHART)

@@ -16,7 +16,13 @@ from curricle.runs.spec import StrategySpec
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
-from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_GOAL, SEEDS, parity_size
+from curricle_papers.recipes.sparse_parity import (
+    COMPILED_STEPS,
+    PARITY_CHART,
+    PARITY_GOAL,
+    SEEDS,
+    parity_size,
+)
 from curricle_papers.recipes.text_and_grammars import GRAMMAR_STEPS, grammar_layers, pcfg_comparison
 
 LEARNED: Plain = {"kind": "learned_temperature"}
@@ -67,6 +73,7 @@ def _parity(scale: Scale) -> Comparison:
             log_every=max(total // 60, 10),
             threads=1,
             device="cuda" if scale == "paper" else "cpu",
+            compiled_steps=COMPILED_STEPS if scale == "paper" else 1,
         ),
     )
     fast = replace(

@@ -86,7 +86,9 @@ def claim(
         )
     names = () if len(names) == len(specs) else names
     left_out = _left_out(specs, names)
-    write_recipe(folder, recipe.record(scale, line, left_out=left_out, selected=names))
+    allotment = read_recipe(folder).allotment if (folder / RECIPE).exists() else None
+    record = recipe.record(scale, line, left_out=left_out, selected=names)
+    write_recipe(folder, replace(record, allotment=allotment))
     return runnable
 
 
@@ -273,7 +275,7 @@ class _Schedule:
         leaders: dict[str, _Job] = {}
         for name, panel in jobs.items():
             job = self._rates(panel, passes[name]) if name in passes else panel
-            leader = leaders.setdefault(_teacher_key(job.spec), job)
+            leader = leaders.setdefault(teacher_key(job.spec), job)
             if leader is not job:
                 taught = leader.spec.folder / TEACHER
                 self._followers.setdefault(leader.spec.folder, []).append(
@@ -361,8 +363,12 @@ def tuned_spec(spec: RunSpec, first_pass: FirstPass, summary: Summary) -> RunSpe
     return replace(spec, strategies=strategies, seeds=seeds, goal=goal)
 
 
-def _teacher_key(spec: RunSpec) -> str:
-    """Return everything in a spec on which its teacher depends, as text."""
+def teacher_key(spec: RunSpec) -> str:
+    """Return everything in a spec on which its teacher depends, as text.
+
+    Args:
+        spec: Spec of a comparison.
+    """
     engine = spec.engine
     return json.dumps(
         [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from curricle.cli import app as cli
@@ -278,3 +279,17 @@ def test_the_package_runs_as_a_module() -> None:
         [sys.executable, "-m", "curricle", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("curricle ")
+
+
+@pytest.mark.integration
+def test_a_plan_of_several_processes_prints_one_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "console", Console(width=200))
+    Path("spec.yaml").write_text(yaml.safe_dump(tiny_comparison()))
+    assert run(monkeypatch, "plan", "spec.yaml", "--world-size", "2") == 0
+    printed = capsys.readouterr().out
+    assert "one_shot: one of 2 processes" in printed
+    assert "sent a step" in printed
+    assert not Path("run").exists()

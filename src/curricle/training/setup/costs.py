@@ -24,12 +24,14 @@ class Meter:
         """Start at zero; weights and data, which lie in memory anyway, are `known`."""
         self.flops = 0
         # Autograd keeps views of the weights, so what counts is the storage, not the tensor.
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._known = set(map(_identity, known))
         self._kept: dict[int, int] = {}
+        # The identity of a storage without data is that of its object, which must live on.
+        self._without_data: list[torch.UntypedStorage] = []
 
     def exclude(self, tensors: Iterable[Tensor]) -> None:
         """Count some more tensors as lying in memory anyway."""
-        self._known |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self._known |= set(map(_identity, tensors))
 
     @property
     def saved_bytes(self) -> int:
@@ -61,6 +63,19 @@ class Meter:
         storage = tensor.untyped_storage()
         # An address identifies a storage here: saved tensors live until their backward pass, so no
         # address is used twice while they are counted.
-        if storage.data_ptr() not in self._known:
-            self._kept[storage.data_ptr()] = storage.nbytes()
+        identity = _identity(tensor)
+        if identity not in self._known:
+            self._kept[identity] = storage.nbytes()
+        if _has_no_data(storage):
+            self._without_data.append(storage)
         return tensor
+
+
+def _identity(tensor: Tensor) -> int:
+    """Return a number by which the storage of a tensor is recognized while it lives."""
+    storage = tensor.untyped_storage()
+    return id(storage) if _has_no_data(storage) else storage.data_ptr()
+
+
+def _has_no_data(storage: torch.UntypedStorage) -> bool:
+    return bool(storage.device.type == "meta")

@@ -4,7 +4,7 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import build
 from curricle.models.mlp import MLPSpec
 from curricle.tasks import ParityTask
-from curricle_papers.recipes.recipe import SCALES, Scale
+from curricle_papers.recipes.recipe import SCALES, Recipe, Scale
 from curricle_papers.recipes.sparse_parity import (
     PARITY_BATCH_SIZE,
     PARITY_HIERARCHICAL,
@@ -88,3 +88,32 @@ def test_wide_teachers_whose_checkpoints_nobody_reads_keep_one() -> None:
     for comparison in SAMPLE_COMPLEXITY.panels("paper").values():
         assert comparison.spec.trajectory_steps() == (312_500,)
         assert comparison.spec.engine.device == "cuda"
+
+
+MLP_RECIPES = (
+    PARITY_MLP,
+    PARITY_TWO_SHOT,
+    PARITY_HIERARCHICAL,
+    SAMPLE_COMPLEXITY,
+    PARITY_BATCH_SIZE,
+)
+
+
+@pytest.mark.parametrize("recipe", MLP_RECIPES, ids=lambda recipe: recipe.name)
+def test_small_students_take_compiled_steps_at_the_papers_scale_alone(recipe: Recipe) -> None:
+    for scale in SCALES:
+        for comparison in recipe.panels(scale).values():
+            engine = comparison.spec.engine
+            assert (engine.compiled_steps > 1) == (scale == "paper")
+            # Steps that do not fill a block are taken singly.
+            assert engine.eval_every % engine.compiled_steps == 0
+            assert engine.log_every % engine.compiled_steps == 0
+
+
+def test_transformers_share_the_passes_of_their_teacher_at_the_papers_scale_alone() -> None:
+    shares = {
+        scale: [comparison.spec.share_teacher for comparison in panels.values()]
+        for scale in SCALES
+        if (panels := PARITY_TRANSFORMER.panels(scale))
+    }
+    assert shares == {"smoke": [False], "small": [False], "paper": [True]}

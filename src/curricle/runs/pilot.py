@@ -1,0 +1,62 @@
+"""Pilot of a spec: the time of its runs, from a few steps of each stage.
+
+A run is bound as it will be and a few steps of each of its stages are timed; its time is that of
+all its steps and evaluations. Steps are timed one by one, so runs with fused steps or batched
+students take less than the estimate. Not counted are checkpoints, compiling and the start-up of
+processes.
+
+Units: seconds.
+"""
+
+from curricle.models.restoring import looked_at
+from curricle.models.tapped import TappedModel
+from curricle.runs.assemble import data_seed, open_task
+from curricle.runs.budget import seconds_per_step
+from curricle.runs.spec import RunSpec
+from curricle.runs.train import StudentRun, planned_student, run_evaluator, teacher_run
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.loop.evaluation import Evaluator
+
+
+def teacher_seconds(spec: RunSpec) -> float:
+    """Return the time of the teacher's training; zero for one that is loaded.
+
+    Args:
+        spec: Spec of the comparison.
+    """
+    if spec.teacher.total is None:
+        return 0.0
+    data = open_task(spec, spec.seed, "train")
+    run = teacher_run(spec, data)
+    return _seconds(run, run_evaluator(spec, data, None, spec.task.metric))
+
+
+def student_seconds(spec: RunSpec, student: StudentRun) -> float:
+    """Return the time of a student's training with a teacher that need not be trained yet.
+
+    Args:
+        spec: Spec of the comparison.
+        student: Which student.
+    """
+    data = open_task(spec, data_seed(spec, student.seed), "student")
+    run = planned_student(spec, student)
+    return _seconds(run, run_evaluator(spec, data, run.teacher, spec.goal.metric))
+
+
+def _seconds(run: BoundRun, evaluate: Evaluator) -> float:
+    per_step = seconds_per_step(run)
+    training = sum(
+        stage.span.most * seconds for stage, seconds in zip(run.stages, per_step, strict=True)
+    )
+    evaluations = -(-run.num_steps // run.settings.eval_every)
+    return training + evaluations * _evaluation_seconds(run, evaluate, run.student)
+
+
+def _evaluation_seconds(run: BoundRun, evaluate: Evaluator, student: TappedModel) -> float:
+    placement = run.settings.placement
+    with run.settings.stated_threads(), looked_at(student.module):
+        # The first one may load or compile something.
+        evaluate(student)
+        started = placement.now()
+        evaluate(student)
+        return placement.now() - started

@@ -1,0 +1,91 @@
+"""Plans of one of several processes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import curricle
+from curricle.errors import BindError, SpecError
+from curricle.runs.rank_plans import plan_ranks, planned_ranks
+from curricle.runs.spec import RunSpec
+from curricle.runs.train import student_runs
+from curricle.values import parse
+from tests.parts import mlp, parity
+from tests.runs import tiny_comparison
+
+HEADS = "| stage | parallel | parameters | gradients | optimizer | gathered | teacher |"
+
+
+def planned(world_size: int, curriculum: Any = None, **options: Any) -> curricle.RankPlan:
+    return plan_ranks(
+        mlp(5, 4).module,
+        mlp(16, 12, seed=1).module,
+        curriculum or curricle.extraction(total="40 steps", layer_fraction=0.5),
+        parity(),
+        world_size=world_size,
+        **options,
+    )
+
+
+def test_each_stage_has_a_row_for_each_division_of_the_work() -> None:
+    plan = planned(2)
+    assert [stage.name for stage in plan.stages] == ["layer 1", "logits"]
+    rows = [(costs.parallel, costs.is_teacher_shared) for costs in plan.stages[0].rows]
+    assert rows == [("none", False), ("ddp", False), ("fsdp2", False), ("fsdp2", True)]
+    assert HEADS in str(plan)
+
+
+def test_without_a_teacher_none_can_be_shared() -> None:
+    curriculum = curricle.from_labels(total="4 steps")
+    (stage,) = planned(2, curriculum).stages
+    assert [(costs.parallel, costs.teacher) for costs in stage.rows] == [
+        ("none", 0),
+        ("ddp", 0),
+        ("fsdp2", 0),
+    ]
+
+
+def test_processes_divide_the_activations() -> None:
+    stage = planned(4).stages[-1]
+    assert 4 * stage.share.activations == stage.batch.activations
+    assert 4 * stage.share.student_flops == stage.batch.student_flops
+
+
+def test_gradients_of_ddp_travel_twice_around_the_ring() -> None:
+    ddp = planned(4).stages[-1].rows[1]
+    parameters = 7 * 5 + 6 * 4 + 5 * 2
+    assert ddp.all_reduced == 4 * parameters
+    assert ddp.sent == 2 * 4 * parameters * 3 // 4
+
+
+def test_models_without_memory_are_planned() -> None:
+    with torch.device("meta"):
+        student, teacher = nn.Linear(6, 2), nn.Linear(6, 2)
+    curriculum = curricle.one_shot(total="4 steps")
+    plan = plan_ranks(student, teacher, curriculum, parity(), world_size=2)
+    assert plan.stages[0].rows[0].parameters == 4 * 7 * 2
+
+
+@pytest.mark.parametrize("number", [0, -1, 7])
+def test_processes_that_cannot_divide_the_examples_are_refused(number: int) -> None:
+    examples = parity().batch_size
+    message = f"'world_size' must be a positive divisor of the {examples} examples"
+    with pytest.raises(SpecError, match=message):
+        planned(number)
+
+
+def test_a_missing_tap_names_its_stage() -> None:
+    pairs = (curricle.LayerPair(student=9, teacher=1),)
+    curriculum = curricle.extraction(total="4 steps", pairs=pairs, layer_fraction=0.5)
+    with pytest.raises(BindError, match="stage 'layer 1': student's tap 9 must lie"):
+        planned(2, curriculum)
+
+
+def test_a_spec_is_planned_without_its_folder(tmp_path: Path) -> None:
+    spec = parse(RunSpec, tiny_comparison() | {"output_dir": str(tmp_path / "run")})
+    plans = [planned_ranks(spec, run, 2) for run in student_runs(spec)]
+    assert all(plan.stages for plan in plans)
+    assert not (tmp_path / "run").exists()
