@@ -24,8 +24,7 @@ from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
 from curricle.records import RECORDS, EndRecord, RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.training.loop.engine import FINISHED
-from curricle.training.loop.resuming import check_weights_file
+from curricle.training.loop.resuming import FINISHED, check_weights_file
 from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"

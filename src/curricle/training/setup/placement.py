@@ -122,6 +122,27 @@ class Placement(ABC):
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take the mean of gradients over all processes, for parameters outside of the student."""
 
+    def padding(self, items: Sequence[Item]) -> Sequence[Item]:  # noqa: ARG002 - for several
+        """Return items that this process runs besides those that it handles, without result.
+
+        There are some where each pass of a model needs all processes, which handle different
+        numbers of the items that were `shared`.
+        """
+        return ()
+
+    @contextmanager
+    def sharded(self, model: TappedModel) -> Iterator[TappedModel]:
+        """Divide the weights of a model among the processes while it is trained.
+
+        Yields:
+            The model to train: the model itself where each process holds it whole.
+        """
+        yield model
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        """Scale gradients down to a largest norm, that of all of them over all processes."""
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
     @contextmanager
     def synchronized(
         self,

@@ -1,9 +1,11 @@
 """Placement of a run in several processes: data-parallel training.
 
-A launcher such as torchrun starts the processes. Each holds both models whole, reads the whole
-batch of a step, computes on its share of the examples, and takes the same update, since gradients
-are summed over all processes before it. The loss is divided by the positions of the whole batch, so
-that result and sequence of batches do not depend on the number of processes.
+A launcher such as torchrun starts the processes. Each reads the whole batch of a step, computes on
+its share of the examples, and takes the same update, since gradients are summed over all processes
+before it. The loss is divided by the positions of the whole batch, so that result and sequence of
+batches do not depend on the number of processes. `Processes` is what all placements in several
+processes have in common; with `DataParallel` each holds both models whole, and `sharding` divides
+their weights.
 
 Design: `DistributedDataParallel` sums the gradients of the student while they are computed. It
 surrounds the model for one stage, after the weights that the stage does not train are frozen: a
@@ -48,9 +50,8 @@ LOCAL_RANK = "LOCAL_RANK"
 """Number of the process on its machine, hence of its GPU."""
 
 
-@final
-class DataParallel(Placement):
-    """Processes that each hold both models and compute on a share of every batch."""
+class Processes(Placement):
+    """Processes that each compute on a share of every batch."""
 
     def __init__(self, kind: str) -> None:
         """Join the group of processes, which is made unless the caller has made one.
@@ -150,6 +151,11 @@ class DataParallel(Placement):
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self._number
 
+
+@final
+class DataParallel(Processes):
+    """Processes that each hold both models."""
+
     @contextmanager
     def synchronized(
         self, model: TappedModel
@@ -163,13 +169,22 @@ class DataParallel(Placement):
         Raises:
             BindError: If the model runs its module itself, so that no wrapper can surround it.
         """
-        if not isinstance(model, HookedModel):
-            raise BindError(
-                f"'parallel' must be 'none' for a student that runs its module itself; got "
-                f"{type(model).__name__!r}; curricle.tapped(module) returns one that does not"
-            )
-        with model.wrapped(_wrapped) as module:
+        with hooked(model).wrapped(_wrapped) as module:
             yield module.no_sync
+
+
+def hooked(model: TappedModel) -> HookedModel:
+    """Return a model that a wrapper can surround.
+
+    Raises:
+        BindError: If the model runs its module itself.
+    """
+    if not isinstance(model, HookedModel):
+        raise BindError(
+            f"'parallel' must be 'none' for a student that runs its module itself; got "
+            f"{type(model).__name__!r}; curricle.tapped(module) returns one that does not"
+        )
+    return model
 
 
 def _wrapped(module: nn.Module) -> DistributedDataParallel:
@@ -181,12 +196,18 @@ def _wrapped(module: nn.Module) -> DistributedDataParallel:
 
 
 def data_parallel(device: Device) -> Placement:
-    """Return the placement of this process in its group.
-
-    Without a launcher or a group there is one process, as where a stored spec is looked at.
+    """Return the placement of this process in a group whose processes hold whole models.
 
     Args:
         device: Value of the setting; `auto` takes a GPU if there is one.
+    """
+    return _member(kind_of(device)) if is_launched() else find_placement(device)
+
+
+def is_launched() -> bool:
+    """Return whether this is a process of a group.
+
+    Without a launcher or a group there is one process, as where a stored spec is looked at.
 
     Raises:
         BindError: If the environment names several processes, but no group of them.
@@ -200,8 +221,8 @@ def data_parallel(device: Device) -> Placement:
                 f"{number} without {absent[0]}; 'torchrun --nproc-per-node {number} SCRIPT' sets "
                 f"all of them"
             )
-        return find_placement(device)
-    return _member(kind_of(device))
+        return False
+    return True
 
 
 @cache

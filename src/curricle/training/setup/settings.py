@@ -3,6 +3,7 @@
 Apart from precision, clipping and rounding they do not change the trained student.
 """
 
+import importlib
 import operator
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -43,10 +44,11 @@ class TrainingSettings:
 
     device: Device = "auto"
     """Where the models run; `auto` takes a GPU if there is one."""
-    parallel: Literal["none", "ddp"] = Field(default="none", exclude_if=_is_single)
-    """Processes of a launcher such as torchrun: `ddp` divides every batch among them, each with a
-    copy of both models (`DistributedDataParallel`), without a launcher one process; `none` refuses
-    several. The loss is that of the whole batch, so results agree with one process within
+    parallel: Literal["none", "ddp", "fsdp2"] = Field(default="none", exclude_if=_is_single)
+    """Processes of a launcher such as torchrun, which divide every batch: with `ddp` each holds
+    both models (`DistributedDataParallel`), with `fsdp2` the teacher and a share of the student and
+    of the optimizer's state (`fully_shard`). Without a launcher there is one process; `none`
+    refuses several. The loss is that of the whole batch, so results agree with one process within
     rounding, but for dropout and batch statistics."""
     precision: Precision = "float32"
     """Precision of the forward passes; bfloat16 by autocast, weights stay float32."""
@@ -120,6 +122,8 @@ class TrainingSettings:
             for side, is_compiled in sides.items()
             if is_compiled
         }
+        if self.parallel == "fsdp2":
+            features["fsdp2"] = f"'{path}parallel=fsdp2'"
         # A property of three settings together; no single one of them is at fault.
         if self._shortest_interval == 1:
             features["every step"] = "an interval of 1 step between records or evaluations"
@@ -140,6 +144,11 @@ class TrainingSettings:
         """Return where models and batches are put."""
         if self.parallel == "ddp":
             return data_parallel(self.device)
+        if self.parallel == "fsdp2":
+            # Imported where it is needed: this part of torch takes a second to import.
+            sharding = importlib.import_module("curricle.training.setup.sharding")
+            placement: Placement = sharding.fully_sharded(self.device)
+            return placement
         return find_placement(self.device)
 
     @property
