@@ -220,7 +220,12 @@ SHARDED = (
 def runs(number: int) -> list[tuple[str, str]]:
     """Return the placements and cases that a group of processes runs."""
     sharded = CASES if number == 2 else SHARDED
-    return [*(("ddp", name) for name in CASES), *(("fsdp2", name) for name in sharded)]
+    groups = () if number == 2 else SHARDED[:1]
+    return [
+        *(("ddp", name) for name in CASES),
+        *(("fsdp2", name) for name in sharded),
+        *(("fsdp2, two replicas", name) for name in groups),
+    ]
 
 
 def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
@@ -235,7 +240,8 @@ def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
         stream,
         optimizer=OPTIMIZER,
         settings=curricle.TrainingSettings(
-            parallel=parallel,  # type: ignore[arg-type] # a literal
+            parallel=parallel.partition(",")[0],  # type: ignore[arg-type] # a literal
+            replicas=2 if "replicas" in parallel else 1,
             threads=1,
             eval_every=4,
             log_every=2,

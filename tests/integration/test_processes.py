@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from curricle.records import EvaluationRecord, read_records
 from tests.integration.processes import (
     CASES,
     distilled,
@@ -20,6 +22,8 @@ from tests.integration.processes import (
 )
 
 SPEC = Path(__file__).parents[2] / "recipes" / "parity.yaml"
+TIMEOUT = 20
+"""Seconds after which a process counts as hanging, many times those of a step."""
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("processes")]
 
 
@@ -125,26 +129,66 @@ def test_without_a_launcher_there_is_one_process(alone: dict[str, dict[str, Any]
 
 
 def test_the_command_line_divides_batches_among_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    commanded: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-W", "ignore", "-m", "curricle", "distill", str(SPEC)]
+    ended = run_command(["-m", "curricle"], tmp_path, ["--nproc", "2"])
+    assert ended.returncode == 0, ended.stderr
+    # One process prints.
+    assert ended.stdout.count("after 20 steps") == 1
+    divided = load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(divided, commanded, rtol=0, atol=1e-5)
+
+
+def test_torchrun_restarts_a_run_whose_process_was_killed_or_hangs(
+    commanded: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "2",
+    ]
+    engine = ["--set", "engine.save_every=4", "--set", f"engine.timeout={TIMEOUT}"]
+    ended = run_command([*torchrun, "-m", "tests.integration.faults"], tmp_path, engine)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("after 20 steps") == 1
+    assert f"process 1 of 2, counted from 0, must answer within the {TIMEOUT} seconds" in (
+        ended.stderr
+    )
+    # The third attempt has gone on from the checkpoint of the second.
+    steps = [
+        record.usage.steps
+        for record in read_records(tmp_path / "records.jsonl")
+        if isinstance(record, EvaluationRecord)
+    ]
+    assert steps == sorted(set(steps))
+    restarted = load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(restarted, commanded, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Return the weights that one process of the command line trains."""
+    folder = tmp_path_factory.mktemp("command")
+    ended = run_command(["-m", "curricle"], folder, [])
+    assert ended.returncode == 0, ended.stderr
+    return load_file(folder / "model.safetensors")
+
+
+def run_command(
+    program: list[str], folder: Path, options: list[str]
+) -> "subprocess.CompletedProcess[str]":
+    """Return the end of a run of the command line."""
     sizes = [
         "teacher.total=20 steps",
         "budget=20 steps",
         "task.batch_size=8",
         "curriculum.durations=[8 steps]",
+        f"output_dir={folder}",
     ]
-    for name, options in (("alone", []), ("divided", ["--nproc", "2"])):
-        sets = [part for size in (*sizes, f"output_dir={name}") for part in ("--set", size)]
-        ended = subprocess.run(
-            [*command, *sets, *options], check=False, capture_output=True, text=True
-        )
-        assert ended.returncode == 0, ended.stderr
-        # One process prints.
-        assert ended.stdout.count("after 20 steps") == 1
-    alone, divided = (
-        load_file(tmp_path / name / "model.safetensors") for name in ("alone", "divided")
-    )
-    for path, weight in alone.items():
-        torch.testing.assert_close(divided[path], weight, rtol=0, atol=1e-5)
+    sets = [part for size in sizes for part in ("--set", size)]
+    line = [sys.executable, "-W", "ignore", *program, "distill", str(SPEC), *sets, *options]
+    return subprocess.run(line, check=False, capture_output=True, text=True)

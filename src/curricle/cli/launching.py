@@ -24,6 +24,11 @@ def rank() -> int:
     return int(number) if number.isdecimal() and _world_size() > 1 else 0
 
 
+def is_restarted() -> bool:
+    """Return whether torchrun has started the processes again, after some had ended or hung."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def launch(number: int, arguments: Sequence[str]) -> None:
     """Run a command in several processes of torchrun; return if there is to be one process.
 

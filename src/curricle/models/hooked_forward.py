@@ -58,11 +58,9 @@ class EarlyExit(BaseException):
     """Ends a forward pass. Not an `Exception`, so that model code cannot swallow it."""
 
 
+@final
 class StoppableModule(nn.Module):
-    """Outermost module of a hooked model, which returns also when a pass ends early.
-
-    Wrappers that have work to do inside of the pass derive from it.
-    """
+    """Outermost module of a hooked model, which returns also when a pass ends early."""
 
     def __init__(self, module: nn.Module) -> None:
         """Hold a model, which stays as it is and keeps the names of its weights.

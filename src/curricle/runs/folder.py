@@ -76,6 +76,18 @@ def refuse_taken(spec: RunSpec, command: str) -> None:
     is_claimed(spec)
 
 
+def is_begun(spec: RunSpec, command: str) -> bool:
+    """Return whether the spec's run folder holds a run that this command has begun.
+
+    Args:
+        spec: Spec of the run.
+        command: `teach` or `distill`.
+    """
+    if not has_spec(spec.folder):
+        return False
+    return read_origin(spec.folder).command == command and stored_spec(spec.folder) == spec
+
+
 def _changes(spec: RunSpec) -> str:
     """Return the end of an error: differences from the existing run; empty if there are none."""
     if not has_spec(spec.folder):

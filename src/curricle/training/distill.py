@@ -168,7 +168,7 @@ def execute(
     number = run.settings.compiled_steps
     interrupts = Interrupts(saves=outputs.folder is not None)
     # Signals enclose the run: it has closed its folder when a late one is raised.
-    with run.settings.stated_threads(), interrupts:
+    with run.settings.stated_threads(), run.settings.placement.guarded(), interrupts:
         training = TrainingRun(
             run,
             evaluate,

@@ -25,3 +25,12 @@ def test_the_rank_is_that_of_a_launcher_of_several_processes(
     monkeypatch.setenv("WORLD_SIZE", world_size)
     monkeypatch.setenv("RANK", rank)
     assert launching.rank() == number
+
+
+def test_a_restart_by_torchrun_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    assert not launching.is_restarted()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not launching.is_restarted()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert launching.is_restarted()

@@ -130,6 +130,10 @@ class Placement(ABC):
         """
         return ()
 
+    def guarded(self) -> AbstractContextManager[object]:
+        """Return a context in which the processes that are lost are named in the error."""
+        return UNCHANGED
+
     @contextmanager
     def sharded(self, model: TappedModel) -> Iterator[TappedModel]:
         """Divide the weights of a model among the processes while it is trained.

@@ -17,8 +17,10 @@ References:
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from functools import cache
 from inspect import signature
 from typing import final
@@ -30,7 +32,7 @@ from torch.utils._pytree import tree_map_only
 
 from curricle.colocation import moved_to
 from curricle.data.batch import Batch
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError, CurricleError, DataError, LostProcessError
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel
 from curricle.training.setup.placement import (
@@ -46,24 +48,43 @@ LAUNCHER = ("RANK", WORLD_SIZE, "MASTER_ADDR", "MASTER_PORT")
 """Environment variables by which a launcher describes the group of its processes."""
 HAS_RENAMED_BUFFERS = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 """Whether copies of buffers in each forward pass are named as from torch 2.13 on."""
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""How often torchrun has started the processes again."""
+MOST_WAIT = 5.0
+"""Seconds in which processes find out which of them are lost."""
 LOCAL_RANK = "LOCAL_RANK"
 """Number of the process on its machine, hence of its GPU."""
 
 
-class Processes(Placement):
+class Processes(Placement, ABC):
     """Processes that each compute on a share of every batch."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, timeout: float) -> None:
         """Join the group of processes, which is made unless the caller has made one.
 
         Args:
             kind: `cpu` or `cuda`.
+            timeout: Seconds within which a process must answer; of a group that is there already
+                its own counts.
         """
         super().__init__(kind)
+        self._timeout = timeout
+        self._store: distributed.Store | None = None
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ.get(LOCAL_RANK, "0")))
         if not distributed.is_initialized():
-            distributed.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl")
+            # Kept, so that a process can look for others when the exchange with them has failed.
+            store, rank, number = next(distributed.rendezvous("env://"))
+            # The store may outlive the processes, and hold addresses of those before a restart.
+            store = distributed.PrefixStore(os.environ.get(RESTARTS, "0"), store)
+            distributed.init_process_group(
+                "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl",
+                store=distributed.PrefixStore("group", store),
+                rank=rank,
+                world_size=number,
+                timeout=timedelta(seconds=timeout),
+            )
+            self._store = distributed.PrefixStore("curricle", store)
         self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
         self._device = torch.device(kind)
 
@@ -151,6 +172,46 @@ class Processes(Placement):
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self._number
 
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Name the processes that are lost, if the exchange with them fails inside the block.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            LostProcessError: If a process has ended, or has not answered within the timeout.
+            CurricleError: Any other of the block.
+            RuntimeError: Likewise.
+        """
+        try:
+            yield
+        except (CurricleError, RuntimeError) as error:
+            # Also an error of a pass of a model, inside of which weights or buffers are exchanged.
+            if self._store is None or not is_failed_exchange(error):
+                raise
+            lost = absent(self._store, self._rank, self._number, wait=min(MOST_WAIT, self._timeout))
+            if not lost:
+                raise
+            names = " and ".join(map(str, lost))
+            raise LostProcessError(
+                f"process {names} of {self._number}, counted from 0, must answer within the "
+                f"{self._timeout:g} seconds of 'timeout'; it has ended or hangs, and its own "
+                f"output has the reason; the run goes on from its newest checkpoint by resuming it"
+            ) from error
+
+    @abstractmethod
+    @contextmanager
+    def synchronized(
+        self, model: TappedModel
+    ) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+        """Take the mean of a model's gradients over all processes while a stage is open.
+
+        Yields:
+            As in the base.
+        """
+        yield nullcontext
+
 
 @final
 class DataParallel(Processes):
@@ -171,6 +232,35 @@ class DataParallel(Processes):
         """
         with hooked(model).wrapped(_wrapped) as module:
             yield module.no_sync
+
+
+def is_failed_exchange(error: Exception) -> bool:
+    """Return whether an error is that of an exchange between processes."""
+    # Errors of gloo are plain ones, and have the path of its source.
+    return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
+
+
+def absent(store: distributed.Store, rank: int, number: int, *, wait: float) -> list[int]:
+    """Return the ranks of the processes that do not note within some seconds that they live.
+
+    Each process notes it when its own exchange with others has failed, as it does in all but the
+    lost ones at about the same time.
+
+    Args:
+        store: Store of the group.
+        rank: This process.
+        number: Number of processes.
+        wait: Seconds to wait for the others.
+    """
+    keys = {other: f"failed/{other}" for other in range(number)}
+    try:
+        store.set(keys[rank], "")
+        with suppress(RuntimeError):
+            store.wait([*keys.values()], timedelta(seconds=wait))
+        return [other for other, key in keys.items() if not store.check([key])]
+    except RuntimeError:
+        # The store itself is lost, with the process that holds it.
+        return []
 
 
 def hooked(model: TappedModel) -> HookedModel:
@@ -195,13 +285,14 @@ def _wrapped(module: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-def data_parallel(device: Device) -> Placement:
+def data_parallel(device: Device, timeout: float) -> Placement:
     """Return the placement of this process in a group whose processes hold whole models.
 
     Args:
         device: Value of the setting; `auto` takes a GPU if there is one.
+        timeout: Seconds within which a process must answer.
     """
-    return _member(kind_of(device)) if is_launched() else find_placement(device)
+    return _member(kind_of(device), timeout) if is_launched() else find_placement(device)
 
 
 def is_launched() -> bool:
@@ -226,6 +317,6 @@ def is_launched() -> bool:
 
 
 @cache
-def _member(kind: str) -> DataParallel:
+def _member(kind: str, timeout: float) -> DataParallel:
     # One for each kind of processor: settings look it up at every pass.
-    return DataParallel(kind)
+    return DataParallel(kind, timeout)

@@ -31,10 +31,20 @@ EXCLUSIVE = MappingProxyType(
     }
 )
 """Settings that exclude others, with the value that switches them off."""
+TIMEOUT = 1800.0
+"""Seconds within which a process must answer by default, those of torch for gloo."""
 
 
 def _is_single(parallel: str) -> bool:
     return parallel == "none"
+
+
+def _is_one(replicas: int) -> bool:
+    return replicas == 1
+
+
+def _is_usual_timeout(timeout: float) -> bool:
+    return timeout == TIMEOUT
 
 
 @final
@@ -50,6 +60,13 @@ class TrainingSettings:
     of the optimizer's state (`fully_shard`). Without a launcher there is one process; `none`
     refuses several. The loss is that of the whole batch, so results agree with one process within
     rounding, but for dropout and batch statistics."""
+    replicas: int = Field(default=1, gt=0, exclude_if=_is_one)
+    """Number of groups of processes that each hold the student once, with `parallel: fsdp2`.
+    Weights are gathered inside of a group, as of the GPUs of a machine, and gradients are added up
+    over all. Divides the number of processes."""
+    timeout: float = Field(default=TIMEOUT, gt=0, exclude_if=_is_usual_timeout)
+    """Seconds within which a process of a launcher must answer the others, the time of a checkpoint
+    and of an evaluation included; else the run ends and the process is named."""
     precision: Precision = "float32"
     """Precision of the forward passes; bfloat16 by autocast, weights stay float32."""
     teacher_precision: Precision | None = None
@@ -90,6 +107,11 @@ class TrainingSettings:
             SpecError: If two do, or fused steps do not fit between two records.
         """
         check_compatible(self.features(), SpecError)
+        if self.replicas > 1 and self.parallel != "fsdp2":
+            raise SpecError(
+                f"'replicas' has no effect with parallel={self.parallel!r}, where each process "
+                f"holds the student whole; choose 'fsdp2', or remove it (got {self.replicas})"
+            )
         # A block ends where something is due, so a longer one would never be taken as a whole and
         # every step would be single.
         shortest = self._shortest_interval
@@ -143,11 +165,11 @@ class TrainingSettings:
     def placement(self) -> Placement:
         """Return where models and batches are put."""
         if self.parallel == "ddp":
-            return data_parallel(self.device)
+            return data_parallel(self.device, self.timeout)
         if self.parallel == "fsdp2":
             # Imported where it is needed: this part of torch takes a second to import.
             sharding = importlib.import_module("curricle.training.setup.sharding")
-            placement: Placement = sharding.fully_sharded(self.device)
+            placement: Placement = sharding.fully_sharded(self.device, self.timeout, self.replicas)
             return placement
         return find_placement(self.device)
 

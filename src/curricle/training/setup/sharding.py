@@ -32,7 +32,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from curricle.errors import BindError
 from curricle.models.hooked import HookedModel
-from curricle.models.hooked_forward import HookedForward, PlainCall, StoppableModule
+from curricle.models.hooked_forward import HookedForward, PlainCall
 from curricle.models.shares import is_share, whole
 from curricle.models.tapped import TappedModel
 from curricle.training.setup.placement import Device, Item, Placement, find_placement, kind_of
@@ -40,11 +40,19 @@ from curricle.training.setup.processes import Processes, hooked, is_launched
 
 
 @final
-class ShardedModule(StoppableModule):
+class ShardedModule(nn.Module):
     """Outermost module of a sharded model, the root of its groups of weights."""
 
-    blocks: tuple[FSDPModule, ...] = ()
-    """Modules with a group of weights of their own."""
+    def __init__(self, module: nn.Module) -> None:
+        """Hold a model.
+
+        Args:
+            module: The model.
+        """
+        super().__init__()
+        self.module = module
+        self.blocks: tuple[FSDPModule, ...] = ()
+        """Modules with a group of weights of their own."""
 
     def forward(
         self,
@@ -62,7 +70,7 @@ class ShardedModule(StoppableModule):
         assert isinstance(self, FSDPModule)  # noqa: S101 - `fully_shard` has changed the class
         has_backward = torch.is_grad_enabled()
         self.set_reshard_after_forward(not has_backward, recurse=False)
-        output = super().forward(collector, inputs, keywords)
+        output = collector.collect(self.module, inputs, keywords)
         if not has_backward:
             collector.keep_head()
             # A block whose input is the last tap is left before its own work after the pass.
@@ -75,14 +83,28 @@ class ShardedModule(StoppableModule):
 class FullyShard(Processes):
     """Processes that each hold a share of the student, and the teacher whole."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, timeout: float, replicas: int = 1) -> None:
         """Join the group of processes.
 
         Args:
             kind: `cpu` or `cuda`.
+            timeout: Seconds within which a process must answer.
+            replicas: Number of groups of processes that each hold the student once.
+
+        Raises:
+            BindError: If the processes cannot be divided among the groups.
         """
-        super().__init__(kind)
-        self._mesh = init_device_mesh(kind, (self.num_processes,))
+        super().__init__(kind, timeout)
+        number = self.num_processes
+        if number % replicas:
+            raise BindError(
+                f"'replicas' must divide the {number} processes into groups that each hold the "
+                f"student once; got {replicas}"
+            )
+        # Two axes only where there are several groups: torch adds up gradients along the first.
+        shape = (number,) if replicas == 1 else (replicas, number // replicas)
+        names = ("replica", "share")[-len(shape) :]
+        self._mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
 
     def padding(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return an item where other processes handle one more: each pass gathers weights."""
@@ -218,16 +240,20 @@ def _check(module: nn.Module) -> None:
         )
 
 
-def fully_sharded(device: Device) -> Placement:
+def fully_sharded(device: Device, timeout: float, replicas: int) -> Placement:
     """Return the placement of this process in a group whose processes hold shares.
 
     Args:
         device: Value of the setting; `auto` takes a GPU if there is one.
+        timeout: Seconds within which a process must answer.
+        replicas: Number of groups of processes that each hold the student once.
     """
-    return _member(kind_of(device)) if is_launched() else find_placement(device)
+    if not is_launched():
+        return find_placement(device)
+    return _member(kind_of(device), timeout, replicas)
 
 
 @cache
-def _member(kind: str) -> FullyShard:
+def _member(kind: str, timeout: float, replicas: int) -> FullyShard:
     # One for each kind of processor, as in `processes`.
-    return FullyShard(kind)
+    return FullyShard(kind, timeout, replicas)

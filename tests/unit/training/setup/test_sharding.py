@@ -28,7 +28,7 @@ def placement(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FullyShard]:
     """Open a process group of one process, which reaches no network."""
     store: Path = tmp_path_factory.mktemp("group") / "store"
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield FullyShard("cpu")
+    yield FullyShard("cpu", 60.0)
     distributed.destroy_process_group()
 
 
@@ -238,4 +238,9 @@ def test_compiled_blocks_are_refused() -> None:
 
 def test_without_a_group_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "is_initialized", lambda: False)
-    assert fully_sharded("cpu") is HOST
+    assert fully_sharded("cpu", 60.0, 1) is HOST
+
+
+def test_replicas_that_do_not_divide_the_processes_are_refused() -> None:
+    with pytest.raises(BindError, match=r"'replicas' must divide the 1 processes .*; got 2"):
+        FullyShard("cpu", 60.0, replicas=2)
