@@ -64,7 +64,7 @@ def divided(spec: "RunSpec") -> "RunSpec":
     """
     if _world_size() == 1 or spec.engine.parallel != "none":
         return spec
-    return replace(spec, engine=replace(spec.engine, parallel="ddp"))
+    return replace(spec, engine=replace(spec.engine, parallel="auto"))
 
 
 def refuse(number: int, command: str) -> None:

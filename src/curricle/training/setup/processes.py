@@ -128,6 +128,11 @@ class Processes(Placement, ABC):
         """Return every n-th item for n processes, from the rank of this one on."""
         return items[self.rank :: self._number]
 
+    def padding(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return an item where other processes handle one more, which costs no time beside it."""
+        rest = len(items) % self._number
+        return items[:1] if rest and self._rank >= rest else ()
+
     def total(self, number: float) -> float:
         """Return the sum of a number over all processes, in float64."""
         summed = torch.tensor(number, dtype=torch.float64)

@@ -54,12 +54,13 @@ class TrainingSettings:
 
     device: Device = "auto"
     """Where the models run; `auto` takes a GPU if there is one."""
-    parallel: Literal["none", "ddp", "fsdp2"] = Field(default="none", exclude_if=_is_single)
+    parallel: Literal["none", "ddp", "fsdp2", "auto"] = Field(default="none", exclude_if=_is_single)
     """Processes of a launcher such as torchrun, which divide every batch: with `ddp` each holds
     both models (`DistributedDataParallel`), with `fsdp2` the teacher and a share of the student and
-    of the optimizer's state (`fully_shard`). Without a launcher there is one process; `none`
-    refuses several. The loss is that of the whole batch, so results agree with one process within
-    rounding, but for dropout and batch statistics."""
+    of the optimizer's state (`fully_shard`). `auto` takes `fsdp2` if weights, gradients and moments
+    would fill more than half of a process's memory, else `ddp`. Without a launcher there is one
+    process; `none` refuses several. The loss is that of the whole batch, so results agree with one
+    process within rounding, but for dropout and batch statistics."""
     replicas: int = Field(default=1, gt=0, exclude_if=_is_one)
     """Number of groups of processes that each hold the student once, with `parallel: fsdp2`.
     Weights are gathered inside of a group, as of the GPUs of a machine, and gradients are added up
@@ -164,7 +165,8 @@ class TrainingSettings:
     @property
     def placement(self) -> Placement:
         """Return where models and batches are put."""
-        if self.parallel == "ddp":
+        # The size of a student that `auto` depends on is known where it is bound.
+        if self.parallel in {"ddp", "auto"}:
             return data_parallel(self.device, self.timeout)
         if self.parallel == "fsdp2":
             # Imported where it is needed: this part of torch takes a second to import.

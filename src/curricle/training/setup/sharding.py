@@ -35,7 +35,7 @@ from curricle.models.hooked import HookedModel
 from curricle.models.hooked_forward import HookedForward, PlainCall
 from curricle.models.shares import is_share, whole
 from curricle.models.tapped import TappedModel
-from curricle.training.setup.placement import Device, Item, Placement, find_placement, kind_of
+from curricle.training.setup.placement import Device, Placement, find_placement, kind_of
 from curricle.training.setup.processes import Processes, hooked, is_launched
 
 
@@ -105,11 +105,6 @@ class FullyShard(Processes):
         shape = (number,) if replicas == 1 else (replicas, number // replicas)
         names = ("replica", "share")[-len(shape) :]
         self._mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
-
-    def padding(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return an item where other processes handle one more: each pass gathers weights."""
-        rest = len(items) % self.num_processes
-        return items[:1] if rest and self.rank >= rest else ()
 
     @contextmanager
     def sharded(self, model: TappedModel) -> Iterator[TappedModel]:
