@@ -6,9 +6,9 @@ gets SIGKILL in the first attempt, and waits for ever in the second.
 
 import os
 import signal
-from typing import Any
 
 from curricle.cli.app import main as run_command
+from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper
 
 KILLED, HANGING = 9, 13
@@ -21,17 +21,17 @@ def main() -> None:
     is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
     take_step = Stepper.step
 
-    def step(self: Stepper, number: int, **keywords: Any) -> Any:
+    def faulty_step(self: Stepper, step: int, *, stop: int = 0) -> StepLoss:
         is_student = is_last and self.run.teacher is not None
-        if is_student and attempt == 0 and number == KILLED:
+        if is_student and attempt == 0 and step == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
-        if is_student and attempt == 1 and number == HANGING:
+        if is_student and attempt == 1 and step == HANGING:
             # Otherwise the run would note the signal by which torchrun ends processes, and wait on.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pause()
-        return take_step(self, number, **keywords)
+        return take_step(self, step, stop=stop)
 
-    Stepper.step = step  # type: ignore[method-assign]
+    Stepper.step = faulty_step  # type: ignore[method-assign]
     run_command()
 
 

@@ -27,6 +27,8 @@ from typing import final
 
 import torch
 from torch import Tensor, distributed, nn
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
@@ -69,22 +71,22 @@ class Processes(Placement, ABC):
         """
         super().__init__(kind)
         self._timeout = timeout
-        self._store: distributed.Store | None = None
+        self._store: Store | None = None
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ.get(LOCAL_RANK, "0")))
         if not distributed.is_initialized():
             # Kept, so that a process can look for others when the exchange with them has failed.
-            store, rank, number = next(distributed.rendezvous("env://"))
+            store, rank, number = next(rendezvous("env://"))
             # The store may outlive the processes, and hold addresses of those before a restart.
-            store = distributed.PrefixStore(os.environ.get(RESTARTS, "0"), store)
+            store = PrefixStore(os.environ.get(RESTARTS, "0"), store)
             distributed.init_process_group(
                 "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl",
-                store=distributed.PrefixStore("group", store),
+                store=PrefixStore("group", store),
                 rank=rank,
                 world_size=number,
                 timeout=timedelta(seconds=timeout),
             )
-            self._store = distributed.PrefixStore("curricle", store)
+            self._store = PrefixStore("curricle", store)
         self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
         self._device = torch.device(kind)
 
@@ -245,7 +247,7 @@ def is_failed_exchange(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
 
 
-def absent(store: distributed.Store, rank: int, number: int, *, wait: float) -> list[int]:
+def absent(store: Store, rank: int, number: int, *, wait: float) -> list[int]:
     """Return the ranks of the processes that do not note within some seconds that they live.
 
     Each process notes it when its own exchange with others has failed, as it does in all but the

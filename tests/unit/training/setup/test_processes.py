@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from torch import distributed
+from torch._C._distributed_c10d import HashStore
 
 from curricle.errors import DataError, LostProcessError, SpecError
 from curricle.training.setup.processes import DataParallel, absent, is_failed_exchange
@@ -26,7 +27,7 @@ def placement(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataParallel
 
 
 def test_processes_that_note_no_failure_are_absent() -> None:
-    store = distributed.HashStore()
+    store = HashStore()
     store.set("failed/2", "")
     assert absent(store, 0, 4, wait=0.01) == [1, 3]
     # The process itself has noted that it lives.
@@ -39,7 +40,7 @@ def test_processes_that_note_no_failure_are_absent() -> None:
 def test_the_lost_process_is_named(
     placement: DataParallel, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "_store", distributed.HashStore())
+    monkeypatch.setattr(placement, "_store", HashStore())
     monkeypatch.setattr(placement, "_number", 2)
     monkeypatch.setattr("curricle.training.setup.processes.MOST_WAIT", 0.01)
     message = "process 1 of 2, counted from 0, must answer within the 20 seconds of 'timeout'"
@@ -49,7 +50,7 @@ def test_the_lost_process_is_named(
 
 
 def test_other_errors_pass(placement: DataParallel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_store", distributed.HashStore())
+    monkeypatch.setattr(placement, "_store", HashStore())
     monkeypatch.setattr(placement, "_number", 2)
     with pytest.raises(DataError, match="labels"), placement.guarded():
         raise DataError("labels")
@@ -58,7 +59,7 @@ def test_other_errors_pass(placement: DataParallel, monkeypatch: pytest.MonkeyPa
 def test_a_failed_exchange_passes_where_no_process_is_lost_or_the_group_is_that_of_the_caller(
     placement: DataParallel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for store in (None, distributed.HashStore()):
+    for store in (None, HashStore()):
         monkeypatch.setattr(placement, "_store", store)
         with pytest.raises(RuntimeError, match="Connection closed"), placement.guarded():
             raise RuntimeError(FAILED)

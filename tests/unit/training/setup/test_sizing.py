@@ -18,7 +18,7 @@ def student() -> nn.Module:
     """Return a map with 110 weights in float32, of which 10 are frozen."""
     with seeding.scoped(0, "test"):
         module = nn.Linear(10, 10)
-    module.bias.requires_grad_(requires_grad=False)
+    module.bias.requires_grad = False
     return module
 
 
