@@ -27,7 +27,8 @@ TIMEOUT = 20
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("processes")]
 
 
-RUNS = [(number, *run) for number in (2, 4) for run in runs(number)]
+GROUPS = {"pair": 2, "quartet": 4}
+RUNS = [(group, *run) for group, number in GROUPS.items() for run in runs(number)]
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +41,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def group(
-    request: pytest.FixtureRequest, pair: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Return the folder with the results of a group of processes; four resume a run of two."""
-    if request.param == 2:
-        return pair
+@pytest.fixture(scope="module")
+def quartet(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the results of four processes, which resume a run of two."""
     folder = tmp_path_factory.mktemp("processes-4")
     shutil.copytree(pair / "fsdp2", folder / "begun")
     run_processes(folder, 4)
+    return folder
+
+
+@pytest.fixture(params=["pair", "quartet"])
+def group(request: pytest.FixtureRequest) -> Path:
+    """Return the folder of a group, which has run once for all tests."""
+    folder: Path = request.getfixturevalue(request.param)
     return folder
 
 
