@@ -8,7 +8,8 @@ its traceback.
 
 Design: the kind follows from *when* the mistake can be detected. A value that contradicts itself is
 a `SpecError` (declare); two values that do not fit are a `BindError` (bind); errors that only the
-data or the disk can cause are a `DataError`, `CheckpointError` or `DivergenceError` (run).
+data, the disk or other processes can cause are a `DataError`, `CheckpointError`, `DivergenceError`
+or `LostProcessError` (run).
 """
 
 import difflib
@@ -75,6 +76,11 @@ class CheckpointError(CurricleError, OSError):
 @final
 class DivergenceError(CurricleError, ArithmeticError):
     """A loss became infinite or not a number while training."""
+
+
+@final
+class LostProcessError(CurricleError, RuntimeError):
+    """A process of a run has ended, or does not answer."""
 
 
 def reason(error: Exception) -> str:

@@ -1,28 +1,33 @@
 """Runs that one process and several processes of a group train alike.
 
-As a program it trains all of `CASES` in one process of a group:
+As a program it trains all of `CASES`, and some of them sharded, in one process of a group:
 `python -m tests.integration.processes STORE RANK WORLD_SIZE FOLDER`. The first process writes the
 trained weights, metrics and usage to the folder.
 """
 
 import json
+import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
+from torch.distributed.tensor.debug import CommDebugMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import curricle
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.objectives.projections import Learned
+from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 
 STEPS, EXAMPLES, INPUTS, CLASSES = 12, 8, 6, 3
 TOKENS, LENGTH = 11, 7
@@ -76,7 +81,22 @@ def network(width: int, seed: int) -> curricle.MLP:
         return curricle.MLP(INPUTS, (width, width), CLASSES).double()
 
 
-def decoder(width: int, seed: int) -> LlamaForCausalLM:
+def checkpoints() -> Trajectory:
+    """Return two checkpoints of a teacher, in a new folder of this process."""
+    folder = Path(tempfile.mkdtemp())
+    writer = TrajectoryWriter(folder, [1, 2])
+    for step in (1, 2):
+        writer.save(network(16, 10 + step), step)
+    return open_trajectory(folder)
+
+
+def accuracy(model: Any) -> dict[str, float]:
+    """Return the accuracy of a model that is called as the module is."""
+    batch = Vectors().batch(10**6)
+    return {"accuracy": float((model(batch.inputs).argmax(-1) == batch.labels).double().mean())}
+
+
+def decoder(width: int, seed: int, *, is_tied: bool = False) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=TOKENS,
         hidden_size=width,
@@ -84,6 +104,7 @@ def decoder(width: int, seed: int) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=LENGTH,
+        tie_word_embeddings=is_tied,
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -98,6 +119,10 @@ class Case:
     curriculum: Callable[[], Curriculum]
     settings: dict[str, Any] = field(default_factory=dict)
     reads_text: bool = False
+    is_tied: bool = False
+    """Whether embedding and head of models of texts are one matrix."""
+    arguments: Callable[[], dict[str, Any]] = dict
+    """Returns further arguments of the call."""
     tolerance: float = 1e-10
     """Largest difference of a weight from that of one process; projections are in float32, where
     rounding depends on the number of rows."""
@@ -133,6 +158,15 @@ CASES = {
         ),
         tolerance=PROJECTED,
     ),
+    "checkpoints of the teacher in turns": Case(
+        lambda: curricle.progressive(total=TOTAL, trajectory=[1, 2]),
+        arguments=lambda: {"trajectory": checkpoints()},
+    ),
+    "the best weights by a function": Case(
+        lambda: curricle.one_shot(total=TOTAL),
+        {"keep_best": True},
+        arguments=lambda: {"evaluation": accuracy},
+    ),
     "a trained projection": Case(
         lambda: curricle.extraction(total=TOTAL, pairs=1, projection=Learned()),
         tolerance=PROJECTED,
@@ -156,6 +190,16 @@ CASES = {
         lambda: curricle.one_shot(total=TOTAL, objective=curricle.MatchLogits(chunk=16)),
         reads_text=True,
     ),
+    "padded text, the embedding, tied to a head in chunks": Case(
+        lambda: curricle.extraction(
+            total=TOTAL,
+            pairs=(curricle.LayerPair(student=0, teacher=0),),
+            final_objective=curricle.MatchLogits(chunk=16),
+        ),
+        reads_text=True,
+        is_tied=True,
+        tolerance=PROJECTED,
+    ),
     "padded text, a start by least squares": Case(
         lambda: curricle.one_shot(total=TOTAL, init=curricle.LeastSquaresStart(batches=4)),
         reads_text=True,
@@ -164,9 +208,29 @@ CASES = {
 }
 
 
+SHARDED = (
+    "stages that end early, clipped, in micro-batches",
+    "checkpoints of the teacher in turns",
+    "a trained projection",
+    "padded text, the embedding, tied to a head in chunks",
+)
+"""Cases that four processes run in shares; two run all."""
+
+
+def runs(number: int) -> list[tuple[str, str]]:
+    """Return the placements and cases that a group of processes runs."""
+    sharded = CASES if number == 2 else SHARDED
+    groups = () if number == 2 else SHARDED[:1]
+    return [
+        *(("ddp", name) for name in CASES),
+        *(("fsdp2", name) for name in sharded),
+        *(("fsdp2, two replicas", name) for name in groups),
+    ]
+
+
 def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
     """Return the weights, metrics and usage of a case."""
-    make = decoder if case.reads_text else network
+    make = partial(decoder, is_tied=case.is_tied) if case.reads_text else network
     stream = Texts() if case.reads_text else Vectors()
     student = make(8, 1)
     result = curricle.distill(
@@ -174,30 +238,47 @@ def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
         make(16, 0),
         case.curriculum(),
         stream,
-        evaluation=[stream.batch(10**6 + number) for number in range(3)],
         optimizer=OPTIMIZER,
         settings=curricle.TrainingSettings(
-            parallel=parallel,  # type: ignore[arg-type] # a literal
+            parallel=parallel.partition(",")[0],  # type: ignore[arg-type] # a literal
+            replicas=2 if "replicas" in parallel else 1,
             threads=1,
             eval_every=4,
             log_every=2,
             **case.settings,
         ),
         progress=False,
-        **changes,
+        **{
+            "evaluation": [stream.batch(10**6 + number) for number in range(3)],
+            **case.arguments(),
+            **changes,
+        },
     )
     return {
-        "weights": {name: tensor.clone() for name, tensor in student.named_parameters()},
+        "weights": {name: tensor.detach().clone() for name, tensor in student.named_parameters()},
         "metrics": result.metrics,
         "usage": asdict(replace(result.usage, seconds=0.0)),
     }
 
 
-def killed(folder: Path, *, parallel: str, rank: int) -> None:
-    """Begin a run that writes checkpoints, in which the last process gets SIGTERM at step 5."""
+def recorded(
+    folder: Path | None,
+    *,
+    parallel: str = "none",
+    is_killed: bool = False,
+    resume: bool = False,
+) -> curricle.MLP:
+    """Return the student of a run that keeps its best weights and can be resumed.
+
+    Args:
+        folder: Run folder.
+        parallel: Placement.
+        is_killed: Whether this process gets SIGTERM in the last stage, at step 5.
+        resume: Whether the run goes on.
+    """
 
     def before(step: int) -> None:
-        if step == 5 and rank == distributed.get_world_size() - 1:
+        if step == 5 and is_killed:
             os.kill(os.getpid(), signal.SIGTERM)
 
     student = network(8, 1)
@@ -208,10 +289,37 @@ def killed(folder: Path, *, parallel: str, rank: int) -> None:
         Vectors(before=before),
         evaluation=[Vectors().batch(10**6)],
         optimizer=OPTIMIZER,
-        settings=curricle.TrainingSettings(parallel=parallel, threads=1),  # type: ignore[arg-type]
+        settings=curricle.TrainingSettings(
+            parallel=parallel,  # type: ignore[arg-type] # a literal
+            threads=1,
+            eval_every=2,
+            keep_best="nll",
+        ),
         output_dir=folder,
+        resume=resume,
         progress=False,
     )
+    return student
+
+
+def count_collectives() -> list[dict[str, int]]:
+    """Return the collectives of a step that ends at each of four taps, and of a whole step."""
+    with seeding.scoped(0, "four blocks"):
+        module = curricle.MLP(INPUTS, (8, 8, 8, 8), CLASSES)
+    placement = curricle.TrainingSettings(parallel="fsdp2").placement
+    counts = []
+    with placement.sharded(curricle.tapped(module)) as model:
+        for tap in (1, 2, 3, 4, None):
+            places = [] if tap is None else [model.place(tap)]
+            opened = model.open_taps(places, logits=tap is None)
+            with opened as forward, CommDebugMode() as counter:
+                states = forward(torch.ones(2, INPUTS))
+                output = states.logits if tap is None else states.hidden[places[0]]
+                assert output is not None
+                output.sum().backward()
+            collectives = counter.get_comm_counts().items()
+            counts.append({str(kind).partition(".")[2]: number for kind, number in collectives})
+    return counts
 
 
 def main() -> None:
@@ -221,31 +329,36 @@ def main() -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
     )
-    results = {name: distilled(case, parallel="ddp") for name, case in CASES.items()}
+    # The notes of each run would be printed by each process.
+    logging.disable()
+    results = [distilled(CASES[name], parallel=parallel) for parallel, name in runs(world_size)]
     if rank == 0:
         write_results(results, folder / "results")
-    try:
-        killed(folder / "killed", parallel="ddp", rank=rank)
-    except SystemExit as error:
-        (folder / f"code-{rank}").write_text(str(error.code))
+    (folder / f"collectives-{rank}.json").write_text(json.dumps(count_collectives()))
+    for parallel in ("ddp", "fsdp2"):
+        try:
+            recorded(folder / parallel, parallel=parallel, is_killed=rank == world_size - 1)
+        except SystemExit as error:
+            (folder / f"code-{parallel}-{rank}").write_text(str(error.code))
+    recorded(folder / "begun", parallel="fsdp2", resume=True)
     distributed.destroy_process_group()
 
 
-def write_results(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Write weights, metrics and usage of all cases."""
+def write_results(results: list[dict[str, Any]], folder: Path) -> None:
+    """Write weights, metrics and usage of all runs."""
     folder.mkdir()
-    for number, result in enumerate(results.values()):
+    for number, result in enumerate(results):
         save_file(result["weights"], folder / f"{number}.safetensors")
-    numbers = [{**result, "weights": None} for result in results.values()]
+    numbers = [{**result, "weights": None} for result in results]
     (folder / "numbers.json").write_text(json.dumps(numbers))
 
 
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what `write_results` has written."""
+def read_results(folder: Path, world_size: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what a group of processes has written, by placement and case."""
     numbers = json.loads((folder / "numbers.json").read_text())
     return {
-        name: {**result, "weights": load_file(folder / f"{number}.safetensors")}
-        for number, (name, result) in enumerate(zip(CASES, numbers, strict=True))
+        run: {**result, "weights": load_file(folder / f"{number}.safetensors")}
+        for number, (run, result) in enumerate(zip(runs(world_size), numbers, strict=True))
     }
 
 

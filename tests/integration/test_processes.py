@@ -1,5 +1,7 @@
 """Data-parallel runs against one process: weights, metrics, usage, signals, resumption."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,27 +10,55 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-import curricle
+from curricle.records import EvaluationRecord, read_records
 from tests.integration.processes import (
     CASES,
-    OPTIMIZER,
-    TOTAL,
-    Vectors,
     distilled,
-    network,
     read_results,
+    recorded,
+    runs,
 )
 
 SPEC = Path(__file__).parents[2] / "recipes" / "parity.yaml"
+TIMEOUT = 20
+"""Seconds after which a process counts as hanging, many times those of a step."""
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("processes")]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with the results of a group of processes."""
-    number: int = request.param
-    folder = tmp_path_factory.mktemp(f"processes-{number}")
+GROUPS = {"pair": 2, "quartet": 4}
+RUNS = [(group, *run) for group, number in GROUPS.items() for run in runs(number)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the results of two processes, which resume a run of one."""
+    folder = tmp_path_factory.mktemp("processes-2")
+    with pytest.raises(SystemExit):
+        recorded(folder / "begun", is_killed=True)
+    run_processes(folder, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quartet(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the results of four processes, which resume a run of two."""
+    folder = tmp_path_factory.mktemp("processes-4")
+    shutil.copytree(pair / "fsdp2", folder / "begun")
+    run_processes(folder, 4)
+    return folder
+
+
+@pytest.fixture(params=["pair", "quartet"])
+def group(request: pytest.FixtureRequest) -> Path:
+    """Return the folder of a group, which has run once for all tests."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+def run_processes(folder: Path, number: int) -> None:
+    """Run a group of processes that write their results to a folder."""
     program = [sys.executable, "-W", "ignore", "-m", "tests.integration.processes"]
     members = [
         subprocess.Popen(
@@ -40,7 +70,6 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ]
     errors = [member.communicate()[1] for member in members]
     assert [member.returncode for member in members] == [0] * number, errors
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +78,13 @@ def alone() -> dict[str, dict[str, Any]]:
     return {name: distilled(case, parallel="none") for name, case in CASES.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("group", "parallel", "name"), RUNS, indirect=["group"])
 def test_several_processes_train_the_student_of_one(
-    name: str, group: Path, alone: dict[str, dict[str, Any]]
+    parallel: str, name: str, group: Path, alone: dict[str, dict[str, Any]]
 ) -> None:
-    result, expected = read_results(group / "results")[name], alone[name]
+    number = int(group.name.removeprefix("processes-")[0])
+    result = read_results(group / "results", number)[parallel, name]
+    expected = alone[name]
     tolerance = CASES[name].tolerance
     for path, weight in expected["weights"].items():
         torch.testing.assert_close(
@@ -66,24 +97,32 @@ def test_several_processes_train_the_student_of_one(
     assert result["usage"] == expected["usage"]
 
 
-def test_a_signal_to_one_process_ends_all_at_one_step_and_one_process_goes_on(group: Path) -> None:
-    assert [path.read_text() for path in sorted(group.glob("code-*"))][:2] == ["143", "143"]
-    resumed, whole = network(8, 1), network(8, 1)
-    for student, folder in ((resumed, group / "killed"), (whole, None)):
-        curricle.distill(
-            student,
-            network(16, 0),
-            curricle.extraction(total=TOTAL, pairs=1, layer_fraction=0.25),
-            Vectors(),
-            evaluation=[Vectors().batch(10**6)],
-            optimizer=OPTIMIZER,
-            settings=curricle.TrainingSettings(threads=1),
-            progress=False,
-            output_dir=folder,
-            resume=folder is not None,
-        )
-    for path, weight in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[path], weight, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_a_signal_to_one_process_ends_all_at_one_step_and_one_process_goes_on(
+    parallel: str, group: Path, tmp_path: Path
+) -> None:
+    codes = [path.read_text() for path in group.glob(f"code-{parallel}-*")]
+    assert codes == ["143"] * int(group.name.removeprefix("processes-")[0])
+    shutil.copytree(group / parallel, tmp_path / "run")
+    resumed, whole = recorded(tmp_path / "run", resume=True), recorded(None)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=1e-10)
+
+
+def test_an_early_exit_gathers_the_weights_of_the_blocks_that_it_runs(group: Path) -> None:
+    # The weights outside of blocks once a step, those of a block before and after its pass; the
+    # last is a step to the logits, whose head is outside of the blocks.
+    expected = [
+        {"_allgather_base_": 1 + 2 * blocks, "_reduce_scatter_base_": blocks + is_whole}
+        for blocks, is_whole in [(1, 0), (2, 0), (3, 0), (4, 0), (4, 1)]
+    ]
+    counts = [json.loads(path.read_text()) for path in group.glob("collectives-*.json")]
+    assert counts == [expected] * int(group.name.removeprefix("processes-")[0])
+
+
+def test_sharded_processes_go_on_where_another_number_of_processes_stopped(group: Path) -> None:
+    finished = load_file(group / "begun" / "model.safetensors")
+    whole = recorded(None).state_dict()
+    torch.testing.assert_close(finished, dict(whole), rtol=0, atol=1e-10)
 
 
 def test_without_a_launcher_there_is_one_process(alone: dict[str, dict[str, Any]]) -> None:
@@ -94,26 +133,66 @@ def test_without_a_launcher_there_is_one_process(alone: dict[str, dict[str, Any]
 
 
 def test_the_command_line_divides_batches_among_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    commanded: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-W", "ignore", "-m", "curricle", "distill", str(SPEC)]
+    ended = run_command(["-m", "curricle"], tmp_path, ["--nproc", "2"])
+    assert ended.returncode == 0, ended.stderr
+    # One process prints.
+    assert ended.stdout.count("after 20 steps") == 1
+    divided = load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(divided, commanded, rtol=0, atol=1e-5)
+
+
+def test_torchrun_restarts_a_run_whose_process_was_killed_or_hangs(
+    commanded: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "2",
+    ]
+    engine = ["--set", "engine.save_every=4", "--set", f"engine.timeout={TIMEOUT}"]
+    ended = run_command([*torchrun, "-m", "tests.integration.faults"], tmp_path, engine)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("after 20 steps") == 1
+    assert f"process 1 of 2, counted from 0, must answer within the {TIMEOUT} seconds" in (
+        ended.stderr
+    )
+    # The third attempt has gone on from the checkpoint of the second.
+    steps = [
+        record.usage.steps
+        for record in read_records(tmp_path / "records.jsonl")
+        if isinstance(record, EvaluationRecord)
+    ]
+    assert steps == sorted(set(steps))
+    restarted = load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(restarted, commanded, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Return the weights that one process of the command line trains."""
+    folder = tmp_path_factory.mktemp("command")
+    ended = run_command(["-m", "curricle"], folder, [])
+    assert ended.returncode == 0, ended.stderr
+    return load_file(folder / "model.safetensors")
+
+
+def run_command(
+    program: list[str], folder: Path, options: list[str]
+) -> "subprocess.CompletedProcess[str]":
+    """Return the end of a run of the command line."""
     sizes = [
         "teacher.total=20 steps",
         "budget=20 steps",
         "task.batch_size=8",
         "curriculum.durations=[8 steps]",
+        f"output_dir={folder}",
     ]
-    for name, options in (("alone", []), ("divided", ["--nproc", "2"])):
-        sets = [part for size in (*sizes, f"output_dir={name}") for part in ("--set", size)]
-        ended = subprocess.run(
-            [*command, *sets, *options], check=False, capture_output=True, text=True
-        )
-        assert ended.returncode == 0, ended.stderr
-        # One process prints.
-        assert ended.stdout.count("after 20 steps") == 1
-    alone, divided = (
-        load_file(tmp_path / name / "model.safetensors") for name in ("alone", "divided")
-    )
-    for path, weight in alone.items():
-        torch.testing.assert_close(divided[path], weight, rtol=0, atol=1e-5)
+    sets = [part for size in sizes for part in ("--set", size)]
+    line = [sys.executable, "-W", "ignore", *program, "distill", str(SPEC), *sets, *options]
+    return subprocess.run(line, check=False, capture_output=True, text=True)

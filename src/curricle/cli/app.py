@@ -417,12 +417,14 @@ def _options(sets: list[str] | None) -> list[str]:
 def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") -> None:
     """Claim the run folder after everything that can be checked beforehand has been."""
     from curricle.runs.assemble import open_task
-    from curricle.runs.folder import refuse_taken, start
+    from curricle.runs.folder import is_begun, refuse_taken, start
     from curricle.runs.train import rehearse
 
     processes = spec.engine.placement
     if spec.engine.parallel == "none":
         launching.refuse(1, origin.command)
+    if launchers.restarts() > 0 and is_begun(spec, origin.command):
+        return
     refuse_taken(spec, origin.command)
     if processes.is_writer:
         # Data are prepared once.

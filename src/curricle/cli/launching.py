@@ -54,7 +54,7 @@ def divided(spec: "RunSpec") -> "RunSpec":
     """
     if launchers.num_processes() == 1 or spec.engine.parallel != "none":
         return spec
-    return replace(spec, engine=replace(spec.engine, parallel="ddp"))
+    return replace(spec, engine=replace(spec.engine, parallel="auto"))
 
 
 def refuse(number: int, command: str) -> None:

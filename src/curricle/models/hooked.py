@@ -23,7 +23,7 @@ from torch import nn
 from curricle.errors import BindError, near_names
 from curricle.models.axes import ObservedAxes
 from curricle.models.heads import HeadEnd
-from curricle.models.hooked_forward import HookedForward, StoppableModule
+from curricle.models.hooked_forward import HookedForward, PlainCall, StoppableModule
 from curricle.models.inference import HeldLinear
 from curricle.models.nested_tensors import padded_inside
 from curricle.models.peft_adapters import is_tuned
@@ -113,6 +113,11 @@ class HookedModel:
         """Return the plain module."""
         return self._module
 
+    @property
+    def outermost(self) -> nn.Module:
+        """Return the module through which forward passes run."""
+        return self._outermost
+
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
         """Run forward passes through a wrapper, such as `DistributedDataParallel`.
 
@@ -156,7 +161,7 @@ class HookedModel:
 
     def __call__(self, *args: object, **keywords: object) -> Any:  # noqa: ANN401 - as the module's
         """Return the output of the module for the same arguments."""
-        return self._module(*args, **keywords)
+        return self._outermost(PlainCall(), args, keywords)
 
     @property
     def depth(self) -> int:

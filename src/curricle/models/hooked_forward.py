@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -72,16 +72,37 @@ class StoppableModule(nn.Module):
         self.module = module
 
     def forward(
-        self, collector: "HookedForward", inputs: Inputs, keywords: Mapping[str, object]
-    ) -> PassOutput:
+        self,
+        collector: "HookedForward | PlainCall",
+        inputs: Any,  # noqa: ANN401 - of a plain call any arguments
+        keywords: Mapping[str, object],
+    ) -> Any:  # noqa: ANN401 - of a plain call the output of the model
         """Return the tensors that open taps collect from a pass of the model.
 
         Args:
-            collector: The open taps.
+            collector: The open taps, or a plain call.
             inputs: Inputs of the model.
             keywords: Fixed keyword arguments of the model.
         """
         return collector.collect(self.module, inputs, keywords)
+
+
+@final
+class PlainCall:
+    """A call of the model with arguments of its own."""
+
+    def collect(self, module: nn.Module, inputs: Any, keywords: Mapping[str, object]) -> Any:  # noqa: ANN401
+        """Return the output of the model.
+
+        Args:
+            module: The model.
+            inputs: Its positional arguments.
+            keywords: Its keyword arguments.
+        """
+        return module(*inputs, **keywords)
+
+    def keep_head(self) -> None:
+        """Do nothing: the output of a model holds no weights."""
 
 
 @final
@@ -245,6 +266,16 @@ class HookedForward:
             for place, state in self._hidden.items()
         ]
         return hidden, logits, None if self._head is None else self._head.states
+
+    def keep_head(self) -> None:
+        """Copy the weights of the head, which a wrapper frees after the pass."""
+        if self._head is not None:
+            bias = self._head.bias
+            self._head = replace(
+                self._head,
+                weight=self._head.weight.clone(),
+                bias=None if bias is None else bias.clone(),
+            )
 
     def _unknown_axes(self) -> list[Place | None]:
         """Return the places whose axis of features is observed; None for the logits."""

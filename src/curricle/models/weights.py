@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -20,6 +21,7 @@ from curricle.errors import CheckpointError
 from curricle.files import new_file
 from curricle.models.dispatching import offloaded_weights
 from curricle.models.peft_adapters import tuner_settings
+from curricle.models.shares import is_sharded, is_share, share_of, whole_parts
 from curricle.values import fingerprint
 
 
@@ -39,8 +41,20 @@ def serializing(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{str(path)!r} cannot be written: {error}") from error
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write the parameters and buffers of a module."""
+def save_weights(module: nn.Module, path: Path | None) -> None:
+    """Write the parameters and buffers of a module.
+
+    Args:
+        module: The module; one that processes hold in shares is saved by all of them together.
+        path: The file; None only hands this process's shares to the one that writes.
+    """
+    if is_sharded(module):
+        parts = whole_parts(module, keeps=path is not None)
+        if path is not None:
+            save_tensors(parts, path, metadata={"format": "pt"})
+        return
+    if path is None:
+        return
     state = module.state_dict()
     if any(_is_slice(tensor) or not tensor.is_contiguous() for tensor in state.values()):
         # Weights of stacked students, and transposed ones of tied adapters: safetensors writes
@@ -99,14 +113,31 @@ def check_weights(module: nn.Module, path: Path) -> None:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Read the weights of a module from a file that fits it.
+    """Read the weights of a module, or this process's shares of them, from a file that fits it.
 
     Raises:
         CheckpointError: If it is missing, damaged, or of a model with other names or shapes.
     """
     check_weights(module, path)
     # Not strict, since all but one of tied names are missing; the others were checked.
-    module.load_state_dict(load_file(path), strict=False)
+    load_state(module, load_file(path))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put entries of a state dictionary with whole tensors into a module.
+
+    Args:
+        module: The module; of weights in shares this process takes its own.
+        state: Its entries, of tied names one.
+    """
+    present = module.state_dict()
+    divided = {
+        name: share_of(entry, present[name])
+        if isinstance(entry, Tensor) and isinstance(present.get(name), Tensor)
+        else entry
+        for name, entry in state.items()
+    }
+    module.load_state_dict(divided, strict=False)
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -189,6 +220,7 @@ def _owners(module: nn.Module) -> list[list[str]]:
     """Return the names of every parameter and buffer, with tied names together."""
     owners: dict[object, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        # Empty tensors have no memory to share.
-        owners.setdefault(tensor.data_ptr() or name, []).append(name)
+        # Empty tensors have no memory to share, and shares no memory of their own.
+        key = id(tensor) if is_share(tensor) else tensor.data_ptr() or name
+        owners.setdefault(key, []).append(name)
     return list(owners.values())

@@ -52,7 +52,7 @@ from curricle.runs.onnx_files import (
     write_onnx,
 )
 from curricle.runs.run_match import records_of_model
-from curricle.training.loop.engine import FINISHED
+from curricle.training.loop.resuming import FINISHED
 from curricle.training.setup.arguments import named_arguments, require_model
 
 EXPORT = "model"

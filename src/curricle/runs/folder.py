@@ -24,8 +24,7 @@ from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
 from curricle.records import RECORDS, EndRecord, RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.training.loop.engine import FINISHED
-from curricle.training.loop.resuming import check_weights_file
+from curricle.training.loop.resuming import FINISHED, check_weights_file
 from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
@@ -75,6 +74,18 @@ def refuse_taken(spec: RunSpec, command: str) -> None:
             f"use 'curricle resume {folder}' or another folder{_changes(spec)}"
         )
     is_claimed(spec)
+
+
+def is_begun(spec: RunSpec, command: str) -> bool:
+    """Return whether the spec's run folder holds a run that this command has begun.
+
+    Args:
+        spec: Spec of the run.
+        command: `teach` or `distill`.
+    """
+    if not has_spec(spec.folder):
+        return False
+    return read_origin(spec.folder).command == command and stored_spec(spec.folder) == spec
 
 
 def _changes(spec: RunSpec) -> str:

@@ -21,7 +21,7 @@ from curricle.models.dispatching import offloaded_weights
 from curricle.models.weights import save_weights
 from curricle.records import RECORDS, EndRecord, Record, read_records
 from curricle.runs.folder import STUDENTS
-from curricle.training.loop.engine import FINISHED
+from curricle.training.loop.resuming import FINISHED
 
 TUNED = ".base_layer"
 """Part of the names of weights below an adapter of PEFT, which merging changes."""

@@ -115,16 +115,21 @@ class TrajectoryWriter:
         """Remove temporary files of a killed process; for the only writer of the run."""
         remove_leftovers(self._folder, rf"step-\d+\.safetensors|{re.escape(MANIFEST)}")
 
-    def save(self, module: nn.Module, step: int, loss: float | None = None) -> None:
+    def save(
+        self, module: nn.Module, step: int, loss: float | None = None, *, is_writer: bool = True
+    ) -> None:
         """Write the checkpoint of a step and list it in the manifest.
 
         Args:
             module: The teacher.
             step: Its training step.
             loss: Its loss on held-out data, in nats; None if unknown.
+            is_writer: Whether this process writes; otherwise it only hands over its shares.
         """
         file = self._folder / _file_name(step)
-        save_weights(module, file)
+        save_weights(module, file if is_writer else None)
+        if not is_writer:
+            return
         manifest = self._folder / MANIFEST
         listed = _read_manifest(manifest) if manifest.is_file() else _Listed()
         losses, digests = dict(listed.losses), dict(listed.digests)

@@ -42,7 +42,6 @@ from curricle.training.fast.stacking import fused_steps
 from curricle.training.loop.best import best_weights, check_evaluated
 from curricle.training.loop.checkpoints import latest_checkpoint
 from curricle.training.loop.engine import (
-    CHECKPOINTS,
     Observer,
     Outputs,
     TrainingRun,
@@ -56,6 +55,7 @@ from curricle.training.loop.evaluation import (
     teacher_is_at_chance,
     with_outputs,
 )
+from curricle.training.loop.resuming import CHECKPOINTS
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -168,7 +168,7 @@ def execute(
     number = run.settings.compiled_steps
     interrupts = Interrupts(saves=outputs.folder is not None)
     # Signals enclose the run: it has closed its folder when a late one is raised.
-    with run.settings.stated_threads(), interrupts:
+    with run.settings.stated_threads(), run.settings.placement.guarded(), interrupts:
         training = TrainingRun(
             run,
             evaluate,

@@ -194,6 +194,20 @@ def test_a_student_of_the_teachers_size_begins_as_its_teacher() -> None:
     assert torch.equal(logits(network), logits(teacher))
 
 
+def test_a_student_whose_weights_are_divided_among_processes_is_refused() -> None:
+    message = r"'parallel' must be 'ddp' for LowRankClone, which computes on whole weights of the"
+    with pytest.raises(BindError, match=message):
+        bind(
+            curricle.low_rank_clone(total="5 steps"),
+            student=curricle.tapped(model("llama", seed=1)),
+            teacher=LiveTeacher(curricle.tapped(model("llama"))),
+            stream=texts(),
+            optimizer=curricle.SGD(learning_rate=0.1),
+            settings=curricle.TrainingSettings(parallel="fsdp2"),
+            seed=0,
+        )
+
+
 def test_a_resumed_run_is_bit_equal(tmp_path: Path) -> None:
     networks = [model("llama", seed=1, **SMALL["llama"]) for _ in range(3)]
     whole, _ = run(networks[0], "llama")

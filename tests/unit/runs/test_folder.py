@@ -13,6 +13,7 @@ from curricle.runs.folder import (
     claim_teacher,
     end_of,
     has_spec,
+    is_begun,
     is_claimed,
     read_origin,
     recorded_steps,
@@ -46,6 +47,14 @@ def test_a_folder_that_was_moved_is_named_as_it_is_called_now(
     start(make_spec(), COMPARED)
     moved = make_spec().folder.rename(tmp_path / "moved")
     assert stored_spec(moved) == make_spec(f"output_dir={moved}")
+
+
+def test_a_run_is_begun_if_this_command_has_started_this_spec(make_spec: MakeSpec) -> None:
+    assert not is_begun(make_spec(), "compare")
+    start(make_spec(), COMPARED)
+    assert is_begun(make_spec(), "compare")
+    assert not is_begun(make_spec(), "distill")
+    assert not is_begun(make_spec("seed=7"), "compare")
 
 
 def test_a_folder_is_started_once(make_spec: MakeSpec) -> None:

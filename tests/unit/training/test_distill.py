@@ -31,8 +31,8 @@ from curricle.training.distill import (
     capture_targets,
     distill,
 )
-from curricle.training.loop.engine import FINISHED
 from curricle.training.loop.evaluation import label_metrics
+from curricle.training.loop.resuming import FINISHED
 from curricle.training.setup.arguments import as_evaluation
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings

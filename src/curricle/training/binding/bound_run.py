@@ -52,6 +52,7 @@ from curricle.training.binding.timeline import check_rule, plan_spans
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.placement import place_model
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.sizing import settings_by_size
 from curricle.training.setup.torch_state import standard_state, surrounding_notes
 
 
@@ -154,12 +155,12 @@ def bind(
     live = None if isinstance(teacher, StoredTeacher) else teacher
     # Before the models are placed: weights that are not there cannot be moved, and torch would not
     # name them.
-    _check_models(student.module, None if live is None else live.model.module, optimizer)
+    teaching = None if live is None else live.model.module
+    _check_models(student.module, teaching, optimizer)
+    settings = settings_by_size(settings, student.module, teaching, optimizer)
     # Before the trial steps, which must run where training will: whether a pass succeeds there is a
     # part of the check.
-    place_model(settings.placement, student)
-    # Each process may have drawn other weights.
-    settings.placement.copy_first((*student.module.parameters(), *student.module.buffers()))
+    _place_student(student, settings)
     if live is not None:
         place_model(settings.placement, live.model)
     # Stored targets are those of stages; a start reads weights, which their folder lacks.
@@ -239,6 +240,13 @@ def bind(
     )
 
 
+def _place_student(student: TappedModel, settings: TrainingSettings) -> None:
+    """Place the student, with the same weights in every process."""
+    place_model(settings.placement, student)
+    # Each process may have drawn other weights.
+    settings.placement.copy_first((*student.module.parameters(), *student.module.buffers()))
+
+
 def _process_notes(student: nn.Module, settings: TrainingSettings) -> tuple[str, ...]:
     """Return the number of processes, and a note on batch statistics; none for one process."""
     number = settings.placement.num_processes
@@ -251,7 +259,8 @@ def _process_notes(student: nn.Module, settings: TrainingSettings) -> tuple[str,
         if statistics
         else ""
     )
-    return (f"{number} processes divide every batch among them{share}",)
+    divided = "every batch and the student" if settings.parallel == "fsdp2" else "every batch"
+    return (f"{number} processes divide {divided} among them{share}",)
 
 
 def _fitting(

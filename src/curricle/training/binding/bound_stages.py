@@ -426,7 +426,8 @@ class StageProbe:
             for objective, reads in zip(stage.objectives, all_reads, strict=True)
         )
         parts = self._settings.gradient_accumulation_steps
-        for term, objective in zip(terms, stage.objectives, strict=True):
+        for term, objective, reads in zip(terms, stage.objectives, all_reads, strict=True):
+            self._check_divided(objective, reads)
             if parts > 1 and compares_examples(term.objective):
                 raise BindError(
                     f"'gradient_accumulation_steps' must be 1 for {type(objective).__name__}, "
@@ -438,6 +439,18 @@ class StageProbe:
                     f"the examples of a batch with each other; got {self._settings.parallel!r}"
                 )
         return terms
+
+    def _check_divided(self, objective: Objective, reads: Reads) -> None:
+        """Check that an objective finds what it reads where processes hold shares of the student.
+
+        Raises:
+            BindError: If it reads the student's weights.
+        """
+        if self._settings.parallel == "fsdp2" and reads.models is not None:
+            raise BindError(
+                f"'parallel' must be 'ddp' for {type(objective).__name__}, which computes on whole "
+                f"weights of the student; got 'fsdp2'"
+            )
 
     @torch.no_grad()
     def _targets(self, terms: Sequence[Term], activations: Activations | None) -> list[Target]:

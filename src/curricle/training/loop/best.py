@@ -12,7 +12,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import final
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from curricle.checksums import check_sealed
@@ -20,6 +19,7 @@ from curricle.errors import BindError
 from curricle.files import new_file
 from curricle.metric_words import direction_by_name, is_plain
 from curricle.metrics import Direction
+from curricle.models.shares import is_share
 from curricle.models.weights import load_weights, save_weights
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import value
@@ -43,13 +43,16 @@ class BestPoint:
 class BestWeights:
     """The best weights of one run."""
 
-    def __init__(self, metric: str, better: Direction, *, folder: Path | None) -> None:
+    def __init__(
+        self, metric: str, better: Direction, *, folder: Path | None, is_writer: bool = True
+    ) -> None:
         """Begin without any weights.
 
         Args:
             metric: Metric that decides.
             better: Which values of it are better.
             folder: Run folder; None keeps the weights in memory.
+            is_writer: Whether this process writes the file, which all processes read.
         """
         self.metric, self.better = metric, better
         self.point: BestPoint | None = None
@@ -57,6 +60,7 @@ class BestWeights:
         self.path = None if folder is None else folder / BEST
         """File of the weights; None if they are in memory."""
         self._state: dict[str, object] = {}
+        self._is_writer = is_writer
 
     def keep(self, module: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the weights of a module if its metric is the best.
@@ -71,11 +75,11 @@ class BestWeights:
             return
         if self.path is None:
             self._state = {
-                name: entry.detach().cpu().clone() if isinstance(entry, Tensor) else deepcopy(entry)
+                name: _kept(entry) if isinstance(entry, Tensor) else deepcopy(entry)
                 for name, entry in module.state_dict().items()
             }
         else:
-            save_weights(module, self.path)
+            save_weights(module, self.path if self._is_writer else None)
         self.point = BestPoint(step=step, metrics=dict(metrics))
 
     def _is_better(self, number: float) -> bool:
@@ -85,12 +89,11 @@ class BestWeights:
         return number > best if self.better == "higher" else number < best
 
     def load(self, module: nn.Module) -> None:
-        """Put the best weights into a module, if there are any."""
+        """Put the best weights into a module, if there are any; a file must be written by now."""
         if self.point is None:
             return
         if self.path is None:
-            # Of tied names a file has one.
-            module.load_state_dict(self._state, strict=False)
+            module.load_state_dict(self._state)
         else:
             load_weights(module, self.path)
 
@@ -112,21 +115,36 @@ class BestWeights:
         if point is None:
             return
         check_sealed(checkpoint, [BEST])
-        if self.path is None:
-            # A process that writes nothing reads the checkpoints of the one that does.
-            self._state = dict(load_file(checkpoint / BEST))
-            return
-        with new_file(self.path) as temporary:
-            shutil.copyfile(checkpoint / BEST, temporary)
+        if self.path is not None and self._is_writer:
+            with new_file(self.path) as temporary:
+                shutil.copyfile(checkpoint / BEST, temporary)
 
     def remove(self) -> None:
         """Remove the file after the end of the run, whose finished weights are the best ones."""
-        if self.path is not None:
+        if self.path is not None and self._is_writer:
             self.path.unlink(missing_ok=True)
 
 
+def _kept(tensor: Tensor) -> Tensor:
+    # Of a tensor in shares the copy is this process's share, where the share lies.
+    copied = tensor.detach().clone()
+    return copied if is_share(copied) else copied.cpu()
+
+
+def best_facts(best: BestWeights | None, eval_every: int) -> dict[str, object]:
+    """Return the facts on which the best weights depend; none if they are not kept."""
+    if best is None:
+        return {}
+    return {"keep_best": [best.metric, best.better], "eval_every": eval_every}
+
+
 def best_weights(
-    settings: TrainingSettings, metric: str, better: Direction | None, *, folder: Path | None
+    settings: TrainingSettings,
+    metric: str,
+    better: Direction | None,
+    *,
+    folder: Path | None,
+    is_writer: bool = True,
 ) -> BestWeights | None:
     """Return where the best weights are kept; None if the settings keep none.
 
@@ -135,6 +153,7 @@ def best_weights(
         metric: Metric by which the run is judged.
         better: Which values of it are better, if that is declared.
         folder: Run folder, or None.
+        is_writer: Whether this process writes into it.
 
     Raises:
         BindError: If the direction is not declared, and the name has words of unknown meaning:
@@ -152,7 +171,7 @@ def best_weights(
             f"lower or higher values are better; make it the metric of the run and pass "
             f"better='lower' or better='higher'"
         )
-    return BestWeights(name, direction, folder=folder)
+    return BestWeights(name, direction, folder=folder, is_writer=is_writer)
 
 
 def check_evaluated(settings: TrainingSettings, num_steps: int) -> None:

@@ -28,6 +28,7 @@ from curricle.checksums import SEAL, check_sealed, folder_seal
 from curricle.colocation import beside, processor_kind
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
+from curricle.models.shares import is_sharded, share_in_memory, share_of, whole
 from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, TimelineState
@@ -62,6 +63,18 @@ class RunState:
     """The evaluation with the best metric, if the run keeps its weights; they lie beside it."""
 
 
+def hand_shares(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Hand this process's shares of a checkpoint to the process that writes it.
+
+    Args:
+        module: The student, in shares or whole.
+        optimizer: Optimizer of the state.
+    """
+    # In the order in which `save_checkpoint` gathers them.
+    save_weights(module, None)
+    _save_optimizer(None, optimizer, module)
+
+
 def save_checkpoint(
     folder: Path,
     state: RunState,
@@ -72,6 +85,9 @@ def save_checkpoint(
     best: BestWeights | None = None,
 ) -> Path:
     """Write a checkpoint and remove the one before it.
+
+    Of a student in shares, every other process calls `hand_shares` at the same time. The files are
+    those of whole weights, so a run goes on with another number of processes.
 
     Args:
         folder: Where the checkpoints of the run lie.
@@ -316,14 +332,23 @@ def _checkpoints(folder: Path) -> list[Path]:
     ]
 
 
-def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer, module: nn.Module) -> int:
-    """Return the number of tensors after writing a state, as `parameter name/state name`."""
-    tensors = {
-        f"{name}/{key}": torch.as_tensor(slot).detach().clone().contiguous()
-        for name, parameter in module.named_parameters()
-        for key, slot in optimizer.state.get(parameter, {}).items()
-        if slot is not None
-    }
+def _save_optimizer(path: Path | None, optimizer: torch.optim.Optimizer, module: nn.Module) -> int:
+    """Return the number of tensors after writing a state, as `parameter name/state name`.
+
+    Without a path, shares are handed to the process that writes.
+    """
+    is_divided = is_sharded(module)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters() if path or is_divided else ():
+        for key, slot in optimizer.state.get(parameter, {}).items():
+            if slot is not None:
+                tensor = whole(torch.as_tensor(slot))
+                if path is not None:
+                    # On the CPU, where a whole state in shares has room.
+                    tensor = tensor.to("cpu") if is_divided else tensor
+                    tensors[f"{name}/{key}"] = tensor.clone().contiguous()
+    if path is None:
+        return 0
     # The folder around it is flushed and renamed as a whole.
     with serializing(path):
         save_file(tensors, path)
@@ -362,7 +387,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path
     for name, state_of_one in states.items():
         # The step count too: the fused AdamW keeps it beside the parameter.
         optimizer.state[named[name]] = {
-            key: beside(tensor, named[name]) for key, tensor in state_of_one.items()
+            key: share_of(beside(tensor, named[name]), named[name])
+            if tensor.shape == named[name].shape
+            else beside(tensor, named[name])
+            for key, tensor in state_of_one.items()
         }
 
 
@@ -394,7 +422,7 @@ class _SlotTable:
     def _slots(self, parameter: nn.Parameter, group: dict[str, object]) -> Slots:
         # torch declares the state of an optimizer nowhere; a step creates it. Two axes of different
         # length distinguish a state in the parameter's shape from a count or a state of rows.
-        sample = nn.Parameter(parameter.detach().new_zeros(2, 3))
+        sample = nn.Parameter(share_in_memory(parameter).new_zeros(2, 3))
         sample.grad = torch.zeros_like(sample)
         trial: Callable[..., torch.optim.Optimizer] = type(self._optimizer)
         optimizer = trial([sample], lr=0.0)

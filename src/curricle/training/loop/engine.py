@@ -26,9 +26,15 @@ from curricle.curriculum.durations import Duration, UntilMetric
 from curricle.errors import DivergenceError
 from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
-from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
+from curricle.models.restoring import (
+    Modes,
+    buffers_kept,
+    modes_kept,
+    modes_of,
+    set_modes,
+    train,
+)
 from curricle.records import (
-    RECORDS,
     EndRecord,
     EvaluationRecord,
     Record,
@@ -42,13 +48,13 @@ from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
-from curricle.training.loop.best import BestWeights, best_weights, check_evaluated
+from curricle.training.loop.best import best_facts, best_weights, check_evaluated
 from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_outputs
 from curricle.training.loop.explained import Explained, explained_before
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.results import plain_metrics
-from curricle.training.loop.resuming import RunFolder
+from curricle.training.loop.resuming import CHECKPOINTS, RunFolder
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
 from curricle.training.setup.interrupts import Interrupted, Interrupts
@@ -57,7 +63,6 @@ StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
 Observer = Callable[[Record], None]
 """Function that receives every record; records are immutable and give no access to the engine."""
-CHECKPOINTS, FINISHED = "checkpoints", "model.safetensors"
 CLASS_METRIC_NAMES = tuple(metric.name for metric in CLASS_METRICS)
 """Metrics of every evaluator of this package, which need no trial before training."""
 
@@ -152,9 +157,7 @@ class TrainingRun:
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
         self._before, self._started = Usage(), 0.0
-        # Of all parameters, also those that a stage freezes: its state outlives stages, and torch
-        # skips a parameter without a gradient.
-        self._optimizer = run.optimizer.build(run.student.module.parameters())
+        self._optimizer: torch.optim.Optimizer
         # Every process takes the same steps and reads the same checkpoints; one of them writes.
         self._is_writer = run.settings.placement.is_writer
         check_evaluated(run.settings, run.num_steps)
@@ -162,17 +165,18 @@ class TrainingRun:
             run.settings,
             metric,
             outputs.better,
-            folder=outputs.folder if self._is_writer else None,
+            folder=outputs.folder,
+            is_writer=self._is_writer,
         )
         if self._best is not None:
             self._metric_names = (*self._metric_names, self._best.metric)
         self._journal = Journal(
-            _files(outputs.folder),
+            None if outputs.folder is None else RunFolder.of(outputs.folder),
             run.student.module,
             self.timeline,
             # Only the process that writes notifies observers.
             observers=outputs.observers if self._is_writer else (),
-            facts={**run_facts(run), **_best_facts(self._best, run.settings.eval_every)},
+            facts={**run_facts(run), **best_facts(self._best, run.settings.eval_every)},
             best=self._best,
             placement=run.settings.placement,
         )
@@ -224,21 +228,35 @@ class TrainingRun:
         self._open_journal(lock)
         if self.end is not None:
             return
-        # A finished run has returned above and needs no evaluator. One that goes on is tried with
-        # the weights of its checkpoint.
-        if self._resume:
+        # A finished run has returned above and needs no evaluator.
+        if self._resume and self._journal.resumed is None:
             self._try_evaluation()
         if run.teacher is not None:
             # Last of all that may refuse: casting and compiling a teacher costs time and memory.
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
         # Within the teacher's context: a warm start runs it in evaluation mode.
         self._usage = apply_start(run.warm_start, self._journal.usage, run.settings.placement)
+        self._open_student(stack)
+        # A run that goes on is tried with the weights of its checkpoint.
+        if self._journal.resumed is not None:
+            self._try_evaluation()
+
+    def _open_student(self, stack: ExitStack) -> None:
+        """Divide the student among processes, if they hold shares of it, and make the optimizer."""
+        run = self.run
+        student = stack.enter_context(run.settings.placement.sharded(run.student))
+        if student is not run.student:
+            self.run, self._modes = replace(run, student=student), modes_of(student.module)
+        # Of all parameters, also those that a stage freezes: its state outlives stages, and torch
+        # skips a parameter without a gradient.
+        self._optimizer = run.optimizer.build(student.module.parameters())
+        self._journal.restore(student.module, self._optimizer)
 
     def _open_journal(self, lock: ExitStack) -> None:
         run, outputs = self.run, self.outputs
         opening = run_record(run, self.metric, outputs.task, self._journal.digest)
         opening = replace(opening, better=outputs.better, chance=chance_of(self.evaluate))
-        self.end = self._journal.open(opening, self._optimizer, resume=self._resume, lock=lock)
+        self.end = self._journal.open(opening, resume=self._resume, lock=lock)
         writes = outputs.folder is not None and self._is_writer
         if self.end is None and writes and outputs.trajectory is not None:
             # Under the lock only: temporary files of a running writer look like leftovers.
@@ -373,17 +391,19 @@ class TrainingRun:
             metrics = self._metrics(self.run.stages[-1])
         except Exception as error:
             # The evaluation may be the user's, and training is over: its result is kept.
-            if files is not None and self._is_writer:
-                files.save_student(module)
+            if files is not None:
+                self._journal.save_student()
                 error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
         best, point = self._best, None
         if best is not None:
             best.keep(module, self._usage.steps, metrics)
+            # All processes read the file that one has written.
+            self.run.settings.placement.wait()
             best.load(module)
             point = best.point
         # On disk before the record that holds their hash.
-        weights = "" if files is None or not self._is_writer else files.save_student(module)
+        weights = self._journal.save_student()
         end = EndRecord(
             metrics=metrics if point is None else point.metrics,
             usage=self._usage,
@@ -435,8 +455,9 @@ class TrainingRun:
         # An evaluation for the trajectory alone must not end a stage: with and without a trajectory
         # the run is the same.
         end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
-        if trajectory is not None and is_kept and self._is_writer:
-            trajectory.save(self.run.student.module, done, metrics.get(NLL.name))
+        if trajectory is not None and is_kept:
+            module, nll = self.run.student.module, metrics.get(NLL.name)
+            trajectory.save(module, done, nll, is_writer=self._is_writer)
         every = settings.save_every
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not reaches_goal:
@@ -566,19 +587,3 @@ class TrainingRun:
                 )
         # Records are strict JSON, which has no NaN.
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
-
-
-def _best_facts(best: BestWeights | None, eval_every: int) -> dict[str, object]:
-    """Return the facts on which the best weights depend; none if they are not kept."""
-    if best is None:
-        return {}
-    return {"keep_best": [best.metric, best.better], "eval_every": eval_every}
-
-
-def _files(folder: Path | None) -> RunFolder | None:
-    """Return the places of a run's files; None if nothing is written."""
-    if folder is None:
-        return None
-    return RunFolder(
-        records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
-    )

@@ -258,19 +258,11 @@ class _LabelEvaluator:
                     # GPU, after which the process cannot use it.
                     _check(require(batch.labels, "labels"), logits[self.labeled], self.bounds)
                 teacher = None if read_teacher is None else read_teacher(batch)
-                for metric in self.metrics:
-                    observation = metric.part(
-                        Scores(
-                            student=logits[self._output_of(metric)],
-                            labels=batch.labels,
-                            teacher=teacher,
-                        )
-                    )
-                    # In place for lists, a new number for sums.
-                    observations[metric.name] += (
-                        observation if metric.keeps == "sum" else [observation]
-                    )
+                self._observe(observations, logits, batch.labels, teacher)
                 count += size
+            for batch in self.placement.padding(self.batches):
+                # Without result: weights in shares are gathered by all processes at once.
+                _student_activations(forward, batch)
         # Exact sums are divided once: a mean of batch means would weigh the positions of small
         # batches more.
         total_count = int(self.placement.total(count))
@@ -285,6 +277,20 @@ class _LabelEvaluator:
                 # Only now: looking at the inputs in every evaluation would read all of them twice.
                 _check_inputs(self.batches, name, number)
         return numbers
+
+    def _observe(
+        self,
+        observations: dict[str, Any],
+        logits: Mapping[_Output, Tensor],
+        labels: Tensor | None,
+        teacher: Tensor | None,
+    ) -> None:
+        """Add the observation of a batch to those of each metric."""
+        for metric in self.metrics:
+            student = logits[self._output_of(metric)]
+            observation = metric.part(Scores(student=student, labels=labels, teacher=teacher))
+            # In place for lists, a new number for sums.
+            observations[metric.name] += observation if metric.keeps == "sum" else [observation]
 
     @property
     def _read_outputs(self) -> tuple[_Output, ...]:

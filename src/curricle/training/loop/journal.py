@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from curricle.errors import CheckpointError
+from curricle.models.weights import save_weights
 from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Usage
 from curricle.training.binding.facts import differences, write_facts
 from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.best import BestWeights
 from curricle.training.loop.checkpoints import (
     RunState,
+    hand_shares,
     load_checkpoint,
     read_state,
     save_checkpoint,
@@ -74,16 +76,14 @@ class Journal:
     def open(
         self,
         opening: RunRecord,
-        optimizer: torch.optim.Optimizer,
         *,
         resume: bool,
         lock: ExitStack,
     ) -> EndRecord | None:
-        """Begin the run, or restore student, optimizer and timeline from its newest checkpoint.
+        """Begin the run, or find its newest checkpoint and restore the timeline from it.
 
         Args:
             opening: First record of the run.
-            optimizer: The optimizer of the student's weights.
             resume: Whether the folder may hold the run already.
             lock: Gives the folder back when it closes.
 
@@ -115,7 +115,7 @@ class Journal:
                 files.check_free()
             end = self._finished(files, opening)
         if end is None:
-            self._begin(files, opening, optimizer)
+            self._begin(files, opening)
         return end
 
     def _finished(self, files: RunFolder, opening: RunRecord) -> EndRecord | None:
@@ -150,9 +150,7 @@ class Journal:
         )
         return (f": {changes}" if changes else "") + (end if is_finished else "")
 
-    def _begin(
-        self, files: RunFolder, opening: RunRecord, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def _begin(self, files: RunFolder, opening: RunRecord) -> None:
         """Go on from the newest checkpoint, or begin if there is none."""
         self.resumed = files.newest()
         if self.resumed is None:
@@ -171,12 +169,25 @@ class Journal:
             self._writer = RecordWriter(
                 files.records, keep_bytes=state.records_bytes, head=state.records_head
             )
-        load_checkpoint(self.resumed, self._student, optimizer)
         if self._best is not None:
             self._best.restore(self.resumed, state.best)
         self.usage = state.usage
         # The file has it already; these observers have not seen it.
         self._notify(opening)
+
+    def restore(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put the newest checkpoint into student and optimizer, if the run goes on from one.
+
+        Args:
+            student: The student as it is trained, which is saved from now on.
+            optimizer: The optimizer of its weights.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged or does not fit.
+        """
+        self._student = student
+        if self.resumed is not None:
+            load_checkpoint(self.resumed, student, optimizer)
 
     def write(self, record: Record) -> None:
         """Append a record and pass it to the observers."""
@@ -202,6 +213,8 @@ class Journal:
         # Statistics of batches are those of the share of each process.
         self._placement.copy_first(self._student.buffers())
         if self.files is None or self._writer is None:
+            if self.files is not None:
+                hand_shares(self._student, optimizer)
             self._placement.wait()
             return
         # Not even a crash of the machine may leave a checkpoint whose records are lost.
@@ -223,6 +236,15 @@ class Journal:
         )
         # All processes read this checkpoint from here on.
         self._placement.wait()
+
+    def save_student(self) -> str:
+        """Return the SHA-256 of the written weights; empty where this process writes none."""
+        if self.files is None:
+            return ""
+        if self._is_writer:
+            return self.files.save_student(self._student)
+        save_weights(self._student, None)
+        return ""
 
     def finish(self, end: EndRecord) -> None:
         """Write the last record and the manifest of the folder."""

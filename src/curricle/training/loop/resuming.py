@@ -23,13 +23,16 @@ from curricle.errors import CheckpointError
 from curricle.files import content_digest, remove_leftovers
 from curricle.locks import locked
 from curricle.models.weights import load_weights, save_weights
-from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.training.loop.best import BEST
 from curricle.training.loop.checkpoints import (
     check_layout,
     clear_leftovers,
     latest_checkpoint,
 )
+
+CHECKPOINTS, FINISHED = "checkpoints", "model.safetensors"
+"""Names of the folder of checkpoints and of the finished weights in a run folder."""
 
 
 @final
@@ -43,6 +46,13 @@ class RunFolder:
     """Folder of the checkpoints."""
     weights: Path
     """Weights of the finished student."""
+
+    @staticmethod
+    def of(folder: Path) -> "RunFolder":
+        """Return the places of the files of a run folder."""
+        return RunFolder(
+            records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
+        )
 
     @property
     def folder(self) -> Path:

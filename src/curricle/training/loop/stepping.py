@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curricle import seeding
 from curricle.data.batch import Batch
@@ -171,7 +171,7 @@ class Stepper:
             prepare()
         clip = self.run.settings.max_grad_norm
         if clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters, clip)
+            self._placement.clip(self._parameters, clip)
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             # From the step alone: the call counts of torch's schedulers would have to be saved.

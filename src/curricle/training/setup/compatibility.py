@@ -29,6 +29,10 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("compiled_steps", "share_teacher"): "students of one teacher wait for each other at "
         "every step, unless 'batch_students' joins them",
         ("compiled_steps", "parallel"): f"{_FUSED} do not add up gradients of several processes",
+        (
+            "fsdp2",
+            "compile student",
+        ): "hooks of each block gather its weights, which a compiled block would not run",
         ("parallel", "share_teacher"): _ONE_PROCESS,
         ("parallel", "batch_students"): _ONE_PROCESS,
         ("compiled_steps", "noise"): f"{_FUSED} cannot draw the noise of single steps",

@@ -27,6 +27,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def restarts() -> int:
+    """Return how often torchrun has started the processes again, after some had ended or hung."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def absent_variables() -> list[str]:
     """Return the names of the variables that are not set."""
     return [name for name in VARIABLES if name not in os.environ]

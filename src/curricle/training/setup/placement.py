@@ -11,6 +11,7 @@ therefore count the positions of the whole batch, by which a loss is divided, wi
 `total` is for numbers that only parts have, such as correct answers of an evaluation.
 """
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from curricle.colocation import moved_to
 from curricle.data.batch import Batch
 from curricle.errors import BindError
+from curricle.memory import memory_limit
 from curricle.models.dispatching import is_dispatched
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel
@@ -32,6 +34,8 @@ Precision = Literal["float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 Item = TypeVar("Item")
 
+LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+"""Environment variable with the number of processes on a machine."""
 UNCHANGED = nullcontext()
 """Context of passes in float32; one serves all, since it has no state."""
 
@@ -121,6 +125,39 @@ class Placement(ABC):
     @abstractmethod
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take the mean of gradients over all processes, for parameters outside of the student."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Return the memory of this process where it computes; None where it is unknown."""
+        if self.kind == "cuda":
+            return torch.cuda.mem_get_info()[1]
+        limit = memory_limit()
+        return None if limit is None else limit // int(os.environ.get(LOCAL_WORLD_SIZE, "1"))
+
+    def padding(self, items: Sequence[Item]) -> Sequence[Item]:  # noqa: ARG002 - for several
+        """Return items that this process runs besides those that it handles, without result.
+
+        There are some where each pass of a model needs all processes, which handle different
+        numbers of the items that were `shared`.
+        """
+        return ()
+
+    def guarded(self) -> AbstractContextManager[object]:
+        """Return a context in which the processes that are lost are named in the error."""
+        return UNCHANGED
+
+    @contextmanager
+    def sharded(self, model: TappedModel) -> Iterator[TappedModel]:
+        """Divide the weights of a model among the processes while it is trained.
+
+        Yields:
+            The model to train: the model itself where each process holds it whole.
+        """
+        yield model
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        """Scale gradients down to a largest norm, that of all of them over all processes."""
+        nn.utils.clip_grad_norm_(parameters, max_norm)
 
     @contextmanager
     def synchronized(

@@ -1,9 +1,11 @@
 """Placement of a run in several processes: data-parallel training.
 
-A launcher such as torchrun starts the processes. Each holds both models whole, reads the whole
-batch of a step, computes on its share of the examples, and takes the same update, since gradients
-are summed over all processes before it. The loss is divided by the positions of the whole batch, so
-that result and sequence of batches do not depend on the number of processes.
+A launcher such as torchrun starts the processes. Each reads the whole batch of a step, computes on
+its share of the examples, and takes the same update, since gradients are summed over all processes
+before it. The loss is divided by the positions of the whole batch, so that result and sequence of
+batches do not depend on the number of processes. `Processes` is what all placements in several
+processes have in common; with `DataParallel` each holds both models whole, and `sharding` divides
+their weights.
 
 Design: `DistributedDataParallel` sums the gradients of the student while they are computed. It
 surrounds the model for one stage, after the weights that the stage does not train are frozen: a
@@ -14,20 +16,24 @@ References:
     Li et al. 2020, PyTorch Distributed, arXiv 2006.15704.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from functools import cache
 from inspect import signature
 from typing import final
 
 import torch
 from torch import Tensor, distributed, nn
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from curricle.colocation import moved_to
 from curricle.data.batch import Batch
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError, CurricleError, DataError, LostProcessError
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel
 from curricle.training.setup import launchers
@@ -41,23 +47,39 @@ from curricle.training.setup.placement import (
 
 HAS_RENAMED_BUFFERS = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 """Whether copies of buffers in each forward pass are named as from torch 2.13 on."""
+MOST_WAIT = 5.0
+"""Seconds in which processes find out which of them are lost."""
 
 
-@final
-class DataParallel(Placement):
-    """Processes that each hold both models and compute on a share of every batch."""
+class Processes(Placement, ABC):
+    """Processes that each compute on a share of every batch."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, timeout: float) -> None:
         """Join the group of processes, which is made unless the caller has made one.
 
         Args:
             kind: `cpu` or `cuda`.
+            timeout: Seconds within which a process must answer; of a group that is there already
+                its own counts.
         """
         super().__init__(kind)
+        self._timeout = timeout
+        self._store: Store | None = None
         if kind == "cuda":
             torch.cuda.set_device(launchers.local_rank())
         if not distributed.is_initialized():
-            distributed.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl")
+            # Kept, so that a process can look for others when the exchange with them has failed.
+            store, rank, number = next(rendezvous("env://"))
+            # The store may outlive the processes, and hold addresses of those before a restart.
+            store = PrefixStore(str(launchers.restarts()), store)
+            distributed.init_process_group(
+                "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl",
+                store=PrefixStore("group", store),
+                rank=rank,
+                world_size=number,
+                timeout=timedelta(seconds=timeout),
+            )
+            self._store = PrefixStore("curricle", store)
         self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
         self._device = torch.device(kind)
 
@@ -100,6 +122,11 @@ class DataParallel(Placement):
     def shared(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return every n-th item for n processes, from the rank of this one on."""
         return items[self.rank :: self._number]
+
+    def padding(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return an item where other processes handle one more, which costs no time beside it."""
+        rest = len(items) % self._number
+        return items[:1] if rest and self._rank >= rest else ()
 
     def total(self, number: float) -> float:
         """Return the sum of a number over all processes, in float64."""
@@ -146,6 +173,51 @@ class DataParallel(Placement):
                 parameter.grad /= self._number
 
     @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Name the processes that are lost, if the exchange with them fails inside the block.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            LostProcessError: If a process has ended, or has not answered within the timeout.
+            CurricleError: Any other of the block.
+            RuntimeError: Likewise.
+        """
+        try:
+            yield
+        except (CurricleError, RuntimeError) as error:
+            # Also an error of a pass of a model, inside of which weights or buffers are exchanged.
+            if self._store is None or not is_failed_exchange(error):
+                raise
+            lost = absent(self._store, self._rank, self._number, wait=min(MOST_WAIT, self._timeout))
+            if not lost:
+                raise
+            names = " and ".join(map(str, lost))
+            raise LostProcessError(
+                f"process {names} of {self._number}, counted from 0, must answer within the "
+                f"{self._timeout:g} seconds of 'timeout'; it has ended or hangs, and its own "
+                f"output has the reason; the run goes on from its newest checkpoint by resuming it"
+            ) from error
+
+    @abstractmethod
+    @contextmanager
+    def synchronized(
+        self, model: TappedModel
+    ) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+        """Take the mean of a model's gradients over all processes while a stage is open.
+
+        Yields:
+            As in the base.
+        """
+        yield nullcontext
+
+
+@final
+class DataParallel(Processes):
+    """Processes that each hold both models."""
+
+    @contextmanager
     def synchronized(
         self, model: TappedModel
     ) -> Iterator[Callable[[], AbstractContextManager[object]]]:
@@ -158,13 +230,51 @@ class DataParallel(Placement):
         Raises:
             BindError: If the model runs its module itself, so that no wrapper can surround it.
         """
-        if not isinstance(model, HookedModel):
-            raise BindError(
-                f"'parallel' must be 'none' for a student that runs its module itself; got "
-                f"{type(model).__name__!r}; curricle.tapped(module) returns one that does not"
-            )
-        with model.wrapped(_wrapped) as module:
+        with hooked(model).wrapped(_wrapped) as module:
             yield module.no_sync
+
+
+def is_failed_exchange(error: Exception) -> bool:
+    """Return whether an error is that of an exchange between processes."""
+    # Errors of gloo are plain ones, and have the path of its source.
+    return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
+
+
+def absent(store: Store, rank: int, number: int, *, wait: float) -> list[int]:
+    """Return the ranks of the processes that do not note within some seconds that they live.
+
+    Each process notes it when its own exchange with others has failed, as it does in all but the
+    lost ones at about the same time.
+
+    Args:
+        store: Store of the group.
+        rank: This process.
+        number: Number of processes.
+        wait: Seconds to wait for the others.
+    """
+    keys = {other: f"failed/{other}" for other in range(number)}
+    try:
+        store.set(keys[rank], "")
+        with suppress(RuntimeError):
+            store.wait([*keys.values()], timedelta(seconds=wait))
+        return [other for other, key in keys.items() if not store.check([key])]
+    except RuntimeError:
+        # The store itself is lost, with the process that holds it.
+        return []
+
+
+def hooked(model: TappedModel) -> HookedModel:
+    """Return a model that a wrapper can surround.
+
+    Raises:
+        BindError: If the model runs its module itself.
+    """
+    if not isinstance(model, HookedModel):
+        raise BindError(
+            f"'parallel' must be 'none' for a student that runs its module itself; got "
+            f"{type(model).__name__!r}; curricle.tapped(module) returns one that does not"
+        )
+    return model
 
 
 def _wrapped(module: nn.Module) -> DistributedDataParallel:
@@ -175,13 +285,20 @@ def _wrapped(module: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-def data_parallel(device: Device) -> Placement:
-    """Return the placement of this process in its group.
-
-    Without a launcher or a group there is one process, as where a stored spec is looked at.
+def data_parallel(device: Device, timeout: float) -> Placement:
+    """Return the placement of this process in a group whose processes hold whole models.
 
     Args:
         device: Value of the setting; `auto` takes a GPU if there is one.
+        timeout: Seconds within which a process must answer.
+    """
+    return _member(kind_of(device), timeout) if is_launched() else find_placement(device)
+
+
+def is_launched() -> bool:
+    """Return whether this is a process of a group.
+
+    Without a launcher or a group there is one process, as where a stored spec is looked at.
 
     Raises:
         BindError: If the environment names several processes, but no group of them.
@@ -195,11 +312,11 @@ def data_parallel(device: Device) -> Placement:
                 f"without {absent[0]}; 'torchrun --nproc-per-node {number} SCRIPT' sets all "
                 f"of them"
             )
-        return find_placement(device)
-    return _member(kind_of(device))
+        return False
+    return True
 
 
 @cache
-def _member(kind: str) -> DataParallel:
+def _member(kind: str, timeout: float) -> DataParallel:
     # One for each kind of processor: settings look it up at every pass.
-    return DataParallel(kind)
+    return DataParallel(kind, timeout)

@@ -3,6 +3,7 @@
 Apart from precision, clipping and rounding they do not change the trained student.
 """
 
+import importlib
 import operator
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,10 +31,20 @@ EXCLUSIVE = MappingProxyType(
     }
 )
 """Settings that exclude others, with the value that switches them off."""
+TIMEOUT = 1800.0
+"""Seconds within which a process must answer by default, those of torch for gloo."""
 
 
 def _is_single(parallel: str) -> bool:
     return parallel == "none"
+
+
+def _is_one(replicas: int) -> bool:
+    return replicas == 1
+
+
+def _is_usual_timeout(timeout: float) -> bool:
+    return timeout == TIMEOUT
 
 
 @final
@@ -43,11 +54,20 @@ class TrainingSettings:
 
     device: Device = "auto"
     """Where the models run; `auto` takes a GPU if there is one."""
-    parallel: Literal["none", "ddp"] = Field(default="none", exclude_if=_is_single)
-    """Processes of a launcher such as torchrun: `ddp` divides every batch among them, each with a
-    copy of both models (`DistributedDataParallel`), without a launcher one process; `none` refuses
-    several. The loss is that of the whole batch, so results agree with one process within
-    rounding, but for dropout and batch statistics."""
+    parallel: Literal["none", "ddp", "fsdp2", "auto"] = Field(default="none", exclude_if=_is_single)
+    """Processes of a launcher such as torchrun, which divide every batch: with `ddp` each holds
+    both models (`DistributedDataParallel`), with `fsdp2` the teacher and a share of the student and
+    of the optimizer's state (`fully_shard`). `auto` takes `fsdp2` if weights, gradients and moments
+    would fill more than half of a process's memory, else `ddp`. Without a launcher there is one
+    process; `none` refuses several. The loss is that of the whole batch, so results agree with one
+    process within rounding, but for dropout and batch statistics."""
+    replicas: int = Field(default=1, gt=0, exclude_if=_is_one)
+    """Number of groups of processes that each hold the student once, with `parallel: fsdp2`.
+    Weights are gathered inside of a group, as of the GPUs of a machine, and gradients are added up
+    over all. Divides the number of processes."""
+    timeout: float = Field(default=TIMEOUT, gt=0, exclude_if=_is_usual_timeout)
+    """Seconds within which a process of a launcher must answer the others, the time of a checkpoint
+    and of an evaluation included; else the run ends and the process is named."""
     precision: Precision = "float32"
     """Precision of the forward passes; bfloat16 by autocast, weights stay float32."""
     teacher_precision: Precision | None = None
@@ -88,6 +108,11 @@ class TrainingSettings:
             SpecError: If two do, or fused steps do not fit between two records.
         """
         check_compatible(self.features(), SpecError)
+        if self.replicas > 1 and self.parallel != "fsdp2":
+            raise SpecError(
+                f"'replicas' has no effect with parallel={self.parallel!r}, where each process "
+                f"holds the student whole; choose 'fsdp2', or remove it (got {self.replicas})"
+            )
         # A block ends where something is due, so a longer one would never be taken as a whole and
         # every step would be single.
         shortest = self._shortest_interval
@@ -120,6 +145,8 @@ class TrainingSettings:
             for side, is_compiled in sides.items()
             if is_compiled
         }
+        if self.parallel == "fsdp2":
+            features["fsdp2"] = f"'{path}parallel=fsdp2'"
         # A property of three settings together; no single one of them is at fault.
         if self._shortest_interval == 1:
             features["every step"] = "an interval of 1 step between records or evaluations"
@@ -138,8 +165,14 @@ class TrainingSettings:
     @property
     def placement(self) -> Placement:
         """Return where models and batches are put."""
-        if self.parallel == "ddp":
-            return data_parallel(self.device)
+        # The size of a student that `auto` depends on is known where it is bound.
+        if self.parallel in {"ddp", "auto"}:
+            return data_parallel(self.device, self.timeout)
+        if self.parallel == "fsdp2":
+            # Imported where it is needed: this part of torch takes a second to import.
+            sharding = importlib.import_module("curricle.training.setup.sharding")
+            placement: Placement = sharding.fully_sharded(self.device, self.timeout, self.replicas)
+            return placement
         return find_placement(self.device)
 
     @property

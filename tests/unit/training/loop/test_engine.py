@@ -54,7 +54,8 @@ from curricle.training.loop.checkpoints import (
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs
+from curricle.training.loop.engine import Outputs
+from curricle.training.loop.resuming import CHECKPOINTS, FINISHED
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.placement import SingleDevice

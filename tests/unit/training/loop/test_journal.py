@@ -54,7 +54,10 @@ class Desk:
         lock = stack.enter_context(ExitStack())
         stack.callback(self.journal.close)
         first = opening(self.journal)
-        return self.journal.open(first, self.optimizer, resume=resume, lock=lock)
+        end = self.journal.open(first, resume=resume, lock=lock)
+        if end is None:
+            self.journal.restore(self.student, self.optimizer)
+        return end
 
     def step(self) -> None:
         torch.stack(

@@ -34,3 +34,13 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
 def test_the_number_of_the_gpu_is_that_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert launchers.local_rank() == 3
+
+
+@pytest.mark.parametrize(("count", "restarts"), [(None, 0), ("0", 0), ("2", 2)])
+def test_restarts_by_torchrun_are_counted(
+    count: str | None, restarts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    if count is not None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    assert launchers.restarts() == restarts

@@ -1,0 +1,254 @@
+"""Placement of a run in several processes that hold the student in shares.
+
+`fully_shard` (FSDP2) divides weights, gradients and the state of the optimizer among the processes.
+The weights of a block are gathered right before it runs, and freed after it; blocks behind the
+deepest tap of a stage are neither run nor gathered.
+
+Design: what is sharded is a copy of the student's modules that has the student's parameters, and
+the student itself is without weights meanwhile. `fully_shard` changes modules in place and has no
+way back, while a run returns the very module that it was given, whole and as it was. Binding and
+closed-form starts come before and find whole weights. The optimizer is made after: a pass before it
+would leave it the wrong tensors.
+
+An early exit is caught inside of the outermost module, which is the root: an exception through it
+would skip the work after the pass. The root keeps its weights gathered from a pass to its backward
+pass, so that a head that is multiplied in chunks finds its weight, and frees them after a pass
+without gradient: torch keeps them by default, and the next update would miss them without an error.
+
+References:
+    Zhao et al. 2023, PyTorch FSDP, arXiv 2304.11277.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from curricle.errors import BindError
+from curricle.models.hooked import HookedModel
+from curricle.models.hooked_forward import HookedForward, PlainCall
+from curricle.models.shares import is_share, whole
+from curricle.models.tapped import TappedModel
+from curricle.training.setup.placement import Device, Placement, find_placement, kind_of
+from curricle.training.setup.processes import Processes, hooked, is_launched
+
+
+@final
+class ShardedModule(nn.Module):
+    """Outermost module of a sharded model, the root of its groups of weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Hold a model.
+
+        Args:
+            module: The model.
+        """
+        super().__init__()
+        self.module = module
+        self.blocks: tuple[FSDPModule, ...] = ()
+        """Modules with a group of weights of their own."""
+
+    def forward(
+        self,
+        collector: HookedForward | PlainCall,
+        inputs: Any,  # noqa: ANN401 - as in the base
+        keywords: Mapping[str, object],
+    ) -> Any:  # noqa: ANN401
+        """Return the output of a pass, between the gathering and the freeing of the root's weights.
+
+        Args:
+            collector: The open taps, or a plain call.
+            inputs: Inputs of the model.
+            keywords: Fixed keyword arguments of the model.
+        """
+        assert isinstance(self, FSDPModule)  # noqa: S101 - `fully_shard` has changed the class
+        has_backward = torch.is_grad_enabled()
+        self.set_reshard_after_forward(not has_backward, recurse=False)
+        output = collector.collect(self.module, inputs, keywords)
+        if not has_backward:
+            collector.keep_head()
+            # A block whose input is the last tap is left before its own work after the pass.
+            for block in self.blocks:
+                block.reshard()
+        return output
+
+
+@final
+class FullyShard(Processes):
+    """Processes that each hold a share of the student, and the teacher whole."""
+
+    def __init__(self, kind: str, timeout: float, replicas: int = 1) -> None:
+        """Join the group of processes.
+
+        Args:
+            kind: `cpu` or `cuda`.
+            timeout: Seconds within which a process must answer.
+            replicas: Number of groups of processes that each hold the student once.
+
+        Raises:
+            BindError: If the processes cannot be divided among the groups.
+        """
+        super().__init__(kind, timeout)
+        number = self.num_processes
+        if number % replicas:
+            raise BindError(
+                f"'replicas' must divide the {number} processes into groups that each hold the "
+                f"student once; got {replicas}"
+            )
+        # Two axes only where there are several groups: torch adds up gradients along the first.
+        shape = (number,) if replicas == 1 else (replicas, number // replicas)
+        names = ("replica", "share")[-len(shape) :]
+        self._mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+
+    @contextmanager
+    def sharded(self, model: TappedModel) -> Iterator[TappedModel]:
+        """Divide the weights of a model among the processes until the end of the block.
+
+        After it the model has whole weights again, the trained ones, in every process. After an
+        exception it is left without: other processes need not come here, so nothing is gathered.
+
+        Yields:
+            The model to train, a copy in shares.
+
+        Raises:
+            BindError: If the model cannot be divided.
+        """
+        divided = _copied(hooked(model))
+        parameters = list(model.module.parameters())
+        _check(divided.module)
+        divided.wrap(lambda outermost: _shard(divided, outermost, self._mesh))
+        for parameter in parameters:
+            parameter.data = parameter.data.new_empty(0)
+        yield divided
+        # In the order of the copied modules, which is that of the student's.
+        shares = list(divided.module.parameters())
+        for parameter, share in zip(parameters, shares, strict=True):
+            parameter.data = whole(share)
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        """Scale gradients down to a largest norm, that of shares and of whole gradients."""
+        gradients = [weight.grad for weight in parameters if weight.grad is not None]
+        groups = [
+            [gradient for gradient in gradients if is_share(gradient) is are_shares]
+            for are_shares in (True, False)
+        ]
+        norms = [whole(nn.utils.get_total_norm(group)) for group in groups if group]
+        if not norms:
+            return
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        # As in torch.nn.utils.clip_grad_norm_, without its look at a number on a GPU.
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
+
+    @contextmanager
+    def synchronized(
+        self, model: TappedModel
+    ) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+        """Take the mean of a model's gradients over all processes, each its share of it.
+
+        Yields:
+            Opens the context of a micro-batch that is not the last of its step.
+        """
+        root = hooked(model).outermost
+        assert isinstance(root, FSDPModule)  # noqa: S101 - the run trains the sharded copy
+
+        @contextmanager
+        def unsummed() -> Iterator[None]:
+            root.set_requires_gradient_sync(False)
+            try:
+                yield
+            finally:
+                root.set_requires_gradient_sync(True)
+
+        yield unsummed
+
+
+def _copied(model: HookedModel) -> HookedModel:
+    """Return a model with copied modules and the very parameters and buffers.
+
+    Raises:
+        BindError: If it cannot be copied.
+    """
+    tensors = [*model.module.parameters(), *model.module.buffers()]
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    except (RuntimeError, TypeError) as error:
+        raise BindError(
+            f"'student' must be a module that copy.deepcopy can copy for parallel='fsdp2'; "
+            f"torch says: {error}; parallel='ddp' copies nothing"
+        ) from error
+
+
+def _shard(model: HookedModel, outermost: nn.Module, mesh: DeviceMesh) -> ShardedModule:
+    """Return the root of a model whose blocks and remaining weights are sharded."""
+    root = ShardedModule(outermost.get_submodule("module"))
+    blocks = _blocks(model)
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    # Explicit: by default the root keeps its weights gathered after a pass.
+    fully_shard(root, mesh=mesh, reshard_after_forward=True)
+    root.blocks = tuple(block for block in blocks if isinstance(block, FSDPModule))
+    return root
+
+
+def _blocks(model: HookedModel) -> list[nn.Module]:
+    """Return the blocks whose parameters belong to no other module of the model."""
+    paths = dict.fromkeys(model.place(number).path for number in range(1, model.depth + 1))
+    named = dict(model.module.named_parameters(remove_duplicate=False))
+    blocks: dict[int, nn.Module] = {}
+    for path in paths:
+        inside = {id(weight) for name, weight in named.items() if name.startswith(f"{path}.")}
+        outside = {id(weight) for name, weight in named.items() if not name.startswith(f"{path}.")}
+        if inside and not inside & outside:
+            block = model.module.get_submodule(path)
+            blocks[id(block)] = block
+    return list(blocks.values())
+
+
+def _check(module: nn.Module) -> None:
+    """Check that weights can be divided.
+
+    Raises:
+        BindError: If one is a scalar, or trained ones are of several types.
+    """
+    dtypes: dict[torch.dtype, str] = {}
+    for name, weight in module.named_parameters():
+        if not weight.ndim:
+            raise BindError(
+                f"'student' must have weights with an axis to be divided by parallel='fsdp2'; "
+                f"{name!r} is a scalar; give it the shape (1,), or set parallel='ddp'"
+            )
+        if weight.requires_grad:
+            dtypes.setdefault(weight.dtype, name)
+    if len(dtypes) > 1:
+        names = " and ".join(f"{name!r} is {dtype}" for dtype, name in dtypes.items())
+        raise BindError(
+            f"'student' must have trained weights of one type for parallel='fsdp2'; {names}; "
+            f"set parallel='ddp'"
+        )
+
+
+def fully_sharded(device: Device, timeout: float, replicas: int) -> Placement:
+    """Return the placement of this process in a group whose processes hold shares.
+
+    Args:
+        device: Value of the setting; `auto` takes a GPU if there is one.
+        timeout: Seconds within which a process must answer.
+        replicas: Number of groups of processes that each hold the student once.
+    """
+    if not is_launched():
+        return find_placement(device)
+    return _member(kind_of(device), timeout, replicas)
+
+
+@cache
+def _member(kind: str, timeout: float, replicas: int) -> FullyShard:
+    # One for each kind of processor, as in `processes`.
+    return FullyShard(kind, timeout, replicas)
