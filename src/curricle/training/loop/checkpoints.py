@@ -13,6 +13,7 @@ shape or type other than that of its own state: fused kernels read past the end 
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.training.loop.best import BestPoint, BestWeights
+from curricle.training.loop.recovery import RecoveryState
 from curricle.values import parse, plain
 from curricle.yaml_specs import Document, from_json, kind_of
 
@@ -60,6 +62,23 @@ class RunState:
     """Where the stages have ended, and the sums of the rule of the open one."""
     best: BestPoint | None = None
     """The evaluation with the best metric, if the run keeps its weights; they lie beside it."""
+    recovery: RecoveryState = field(default_factory=RecoveryState)
+    """Steps that were skipped or rolled back."""
+
+    @property
+    def content(self) -> Document:
+        """Return the state as plain data, without the best evaluation."""
+        content = {
+            "usage": plain(self.usage),
+            "records_bytes": self.records_bytes,
+            "records_head": self.records_head,
+            "run": self.run,
+            "timeline": plain(self.timeline),
+        }
+        # Only where something has failed, so that other checkpoints are what they were.
+        return content | (
+            {} if self.recovery == RecoveryState() else {"recovery": plain(self.recovery)}
+        )
 
 
 def save_checkpoint(
@@ -97,26 +116,38 @@ def save_checkpoint(
             save_weights(adapters, temporary / ADAPTERS)
             file = temporary / ADAPTERS_OPTIMIZER
             counts[ADAPTERS_OPTIMIZER] = _save_optimizer(file, optimizer, adapters)
-        content = {
-            "usage": plain(state.usage),
-            "records_bytes": state.records_bytes,
-            "records_head": state.records_head,
-            "run": state.run,
-            "timeline": plain(state.timeline),
-            "tensors": counts,
-        }
+        content = state.content | {"tensors": counts}
         if best is not None and best.point is not None:
             content["best"] = plain(best.point)
             best.copy_to(temporary)
-        (temporary / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        # Last: the seal has the hash of every file before it.
-        seal = folder_seal(temporary, [file.name for file in temporary.iterdir()])
-        (temporary / SEAL).write_text(seal, encoding="utf-8")
+        _write_state(temporary, content)
     # A kill before this line leaves two checkpoints, of which the newer one is taken; the other
     # order might leave none.
     for old in older:
         remove_folder(old)
     return path
+
+
+def _write_state(folder: Path, content: Document) -> None:
+    """Write the state of a new checkpoint, and last the seal with the hash of every file."""
+    (folder / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    seal = folder_seal(folder, [file.name for file in folder.iterdir()])
+    (folder / SEAL).write_text(seal, encoding="utf-8")
+
+
+def replace_state(path: Path, state: RunState) -> None:
+    """Give a checkpoint another state, in one step; its tensors stay.
+
+    Args:
+        path: The checkpoint, which was read and checked.
+        state: The state.
+    """
+    content = _content(path) | state.content
+    with new_folder(path) as temporary:
+        for file in path.iterdir():
+            if file.name not in {STATE, SEAL}:
+                shutil.copyfile(file, temporary / file.name)
+        _write_state(temporary, content)
 
 
 def check_layout(folder: Path) -> None:
@@ -219,6 +250,7 @@ def _parsed_state(path: Path) -> RunState:
             # Checkpoints from before stages could end by a rule have no timeline.
             timeline=parse(TimelineState, content.get("timeline", {})),
             best=parse(BestPoint, content["best"]) if "best" in content else None,
+            recovery=parse(RecoveryState, content.get("recovery", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(

@@ -30,6 +30,7 @@ from curricle.training.loop.checkpoints import (
     clear_leftovers,
     latest_checkpoint,
 )
+from curricle.training.loop.recovery import clear_failed_steps
 
 
 @final
@@ -79,6 +80,7 @@ class RunFolder:
         stack.enter_context(locked(self.folder, remedy="wait for its end or take another folder"))
         # Under the lock only: temporary files of a running writer look like leftovers.
         clear_leftovers(self.checkpoints)
+        clear_failed_steps(self.folder)
         names = "|".join((self.records.name, self.weights.name, SEAL, BEST)).replace(".", r"\.")
         remove_leftovers(self.folder, names)
 

@@ -6,9 +6,10 @@ the gradient of the weighted means over the whole batch, clips it and updates th
 everything is put back when it closes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -30,6 +31,7 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.checkpoints import load_adapters
 from curricle.training.loop.prefetching import Prefetcher
+from curricle.training.loop.recovery import FAILED, Recovery
 from curricle.training.loop.stage_loss import (
     CALIBRATION_BATCHES,
     StageLoss,
@@ -37,6 +39,7 @@ from curricle.training.loop.stage_loss import (
     gradients_of_sums,
     open_stage_loss,
 )
+from curricle.training.setup.divergence import SkipSteps
 
 MOST_INSPECTED_STEPS = 100
 """Steps whose inputs are inspected after a non-finite loss, where not every loss is checked."""
@@ -71,9 +74,12 @@ class Stepper:
         *,
         start: int,
         unsummed: Callable[[], AbstractContextManager[object]] = nullcontext,
+        recovery: Recovery | None = None,
     ) -> None:
         """Take the parts that `stepping` has opened."""
         self._unsummed = unsummed
+        self.recovery = recovery or Recovery(run.settings)
+        """Judges the loss of each step."""
         self.start = start
         """First step of the stage."""
         self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
@@ -92,7 +98,8 @@ class Stepper:
         # Looked up once, as properties cost a step of a small model time.
         self._num_steps, self._is_noisy = run.num_steps, run.is_noisy
         # On a GPU a look at every loss would wait for each step.
-        self._checks_each_step = not self._placement.is_queued
+        self._checks_each_step = not self._placement.is_queued or run.settings.checks_each_loss
+        self._can_skip = isinstance(run.settings.on_divergence, SkipSteps)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -103,7 +110,8 @@ class Stepper:
             factor = optimizer.schedule.factor(step - self.start, stage.span.most)
         else:
             factor = optimizer.schedule.factor(step, self._num_steps)
-        return optimizer.learning_rate * factor * declared.learning_rate_scale
+        rate = optimizer.learning_rate * factor * declared.learning_rate_scale
+        return rate * self.recovery.learning_rate_scale
 
     def take(self, first: int, stop: int) -> list[StepLoss]:
         """Take one step; the following is prefetched unless it is `stop`; see `TakeSteps`.
@@ -158,15 +166,21 @@ class Stepper:
             # None and not zero: torch skips a parameter without gradient, so that one outside of
             # the stage neither decays nor gets a state.
             parameter.grad = None
-        if self._is_noisy:
-            with self._noise(step):
-                loss = self._accumulate(prepared)
-        else:
-            # Seeding the global generators costs every step time; most models draw nothing.
-            loss = self._accumulate(prepared)
-        if self._checks_each_step:
-            # Before the update, so that the weights stay those before the step.
-            self.check(loss, step)
+        buffers = [*self.run.student.module.buffers()] if self._can_skip else []
+        # A failed pass has moved running statistics, which may not be finite any more.
+        copies = [buffer.clone() for buffer in buffers]
+        loss = self._passed(prepared, step)
+        # Before the update, so that the weights stay those before the step.
+        if self._checks_each_step and (fault := self._fault(loss)):
+            loss = self._skipped(loss, fault, step)
+            for buffer, copy in zip(buffers, copies, strict=True):
+                buffer.copy_(copy)
+            return loss
+        self._move(step)
+        return loss
+
+    def _move(self, step: int) -> None:
+        """Update the weights by their gradients."""
         for prepare in self._prepares:
             prepare()
         clip = self.run.settings.max_grad_norm
@@ -178,7 +192,25 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.step()
         self.num_taken += 1
-        return loss
+
+    def _passed(self, prepared: Prepared, step: int) -> StepLoss:
+        """Return the loss of a step after computing its gradient."""
+        if not self._is_noisy:
+            # Seeding the global generators costs every step time; most models draw nothing.
+            return self._accumulate(prepared)
+        with self._noise(step):
+            return self._accumulate(prepared)
+
+    def _skipped(self, loss: StepLoss, fault: str, step: int) -> StepLoss:
+        """Return the loss of a failed step with its fault, if the step may be skipped.
+
+        Raises:
+            DivergenceError: If it may not.
+        """
+        sentence = self._failed(fault, step)
+        if not self.recovery.skips():
+            raise DivergenceError(f"{sentence}{self.recovery.bound}")
+        return replace(loss, fault=sentence)
 
     def _noise(self, step: int) -> AbstractContextManager[None]:
         """Return the context of a step in which global generators are seeded."""
@@ -222,18 +254,41 @@ class Stepper:
         # Without their graph, whose activations are freed before the next micro-batch.
         return [total.detach() for total in sums]
 
+    def _fault(self, loss: StepLoss) -> str:
+        """Return the rule that a step breaks before its update; empty if it breaks none."""
+        fault = self.recovery.fault(loss)
+        if fault or not self._can_skip:
+            return fault
+        # An infinite gradient of a finite loss would destroy the weights, which no skip mends.
+        gradients = [weight.grad for weight in self._parameters if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).item()
+        return "" if math.isfinite(norm) else f"'gradient' must be finite; got a norm of {norm}"
+
+    def _failed(self, fault: str, step: int) -> str:
+        """Return the sentence about a failed step, whose batch is kept.
+
+        Args:
+            fault: The rule that the step breaks.
+            step: The step.
+        """
+        name, seed = self.stage.declared.name, self.run.seed
+        sentence = f"{fault} in stage {name!r} at step {step} with seed {seed}"
+        sentence += self._blamed(step)
+        facts = {"stage": name, "seed": seed, "fault": sentence}
+        path = self.recovery.keep(self.run.stream.batch(step), step, facts)
+        if path is None:
+            return sentence
+        return f"{sentence}; its batch is in {f'{FAILED}/{path.name}'!r} of the run folder"
+
     def check(self, loss: StepLoss, step: int) -> None:
-        """Check that a loss is finite.
+        """Check that the loss of a step that was applied is finite.
 
         Raises:
             DivergenceError: If it is not; inputs that were not finite are named.
         """
-        if not loss.is_finite:
-            raise DivergenceError(
-                f"'loss' must be finite; got {loss.loss.item()} in stage "
-                f"{self.stage.declared.name!r} at step {step} with seed {self.run.seed}"
-                f"{self._blamed(step)}"
-            )
+        if not loss.fault and not loss.is_finite:
+            fault = f"'loss' must be finite; got {loss.loss.item()}"
+            raise DivergenceError(self._failed(fault, step))
 
     def _blamed(self, step: int) -> str:
         """Return the end of an error sentence for inputs that were not finite; empty if all were.
@@ -309,6 +364,7 @@ def stepping(
     *,
     start: int | None = None,
     resumed: Path | None = None,
+    recovery: Recovery | None = None,
 ) -> Iterator[Stepper]:
     """Open a stage: load its teacher, register hooks, freeze the weights that it does not train.
 
@@ -318,6 +374,7 @@ def stepping(
         optimizer: Moves the student, and the adapters of the stage as long as it is open.
         start: First step of the stage; None takes the planned one.
         resumed: Checkpoint from which the stage goes on; None begins it.
+        recovery: Recovery of the run; by default one that keeps nothing.
 
     Yields:
         The steps of the stage.
@@ -332,7 +389,9 @@ def stepping(
         first = stage.span.start if start is None else start
         # After the rest of the weights is frozen: gradients of all others are waited for.
         unsummed = stack.enter_context(run.settings.placement.synchronized(run.student))
-        stepper = Stepper(run, stage, optimizer, loss, start=first, unsummed=unsummed)
+        stepper = Stepper(
+            run, stage, optimizer, loss, start=first, unsummed=unsummed, recovery=recovery
+        )
         decay = run.optimizer.weight_decay
         stack.enter_context(adapters_in_optimizer(optimizer, loss.adapters, weight_decay=decay))
         if resumed is None:

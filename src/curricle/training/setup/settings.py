@@ -15,6 +15,7 @@ from pydantic import Field
 from curricle.errors import SpecError
 from curricle.models.inference import Inference
 from curricle.training.setup.compatibility import check_compatible
+from curricle.training.setup.divergence import OnDivergence, RollBack, StopRun
 from curricle.training.setup.placement import Device, Placement, Precision, find_placement
 from curricle.training.setup.processes import data_parallel
 from curricle.values import LONGEST_NAME, Line, value
@@ -34,6 +35,10 @@ EXCLUSIVE = MappingProxyType(
 
 def _is_single(parallel: str) -> bool:
     return parallel == "none"
+
+
+def _is_plain_stop(reaction: OnDivergence) -> bool:
+    return reaction == StopRun()
 
 
 @final
@@ -67,6 +72,10 @@ class TrainingSettings:
     """Whether the student ends with the weights of its best evaluation, by the metric of the run or
     by one that is named here; of equal values the earlier counts. A teacher that a spec trains
     keeps its last weights."""
+    on_divergence: OnDivergence = Field(default=StopRun(), exclude_if=_is_plain_stop)
+    """Reaction to a step whose loss is not finite or explodes: `stop`, `skip` a limited number of
+    steps, or `roll_back` to the newest checkpoint with a lower learning rate. All but the plain
+    `stop` look at the loss of each step, for which a GPU is waited for."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
     compile: Literal["none", "student", "teacher", "both"] = "none"
@@ -85,9 +94,15 @@ class TrainingSettings:
         """Check that no two settings exclude each other.
 
         Raises:
-            SpecError: If two do, or fused steps do not fit between two records.
+            SpecError: If two do, fused steps do not fit between two records, or there is nothing
+                to roll back to.
         """
         check_compatible(self.features(), SpecError)
+        if isinstance(self.on_divergence, RollBack) and self.save_every is None:
+            raise SpecError(
+                "'save_every' must be set where 'on_divergence' rolls back to a checkpoint; got "
+                "None, which writes none"
+            )
         # A block ends where something is due, so a longer one would never be taken as a whole and
         # every step would be single.
         shortest = self._shortest_interval
@@ -120,6 +135,11 @@ class TrainingSettings:
             for side, is_compiled in sides.items()
             if is_compiled
         }
+        reaction = self.on_divergence
+        if reaction.kind != "stop":
+            features[reaction.kind] = f"'{path}on_divergence.kind={reaction.kind}'"
+        if reaction.explosion is not None:
+            features["explosion"] = f"'{path}on_divergence.explosion={reaction.explosion:g}'"
         # A property of three settings together; no single one of them is at fault.
         if self._shortest_interval == 1:
             features["every step"] = "an interval of 1 step between records or evaluations"
@@ -146,6 +166,11 @@ class TrainingSettings:
     def intervals(self) -> tuple[int, ...]:
         """Return the steps between records, evaluations and, if any are written, checkpoints."""
         return tuple(filter(None, (self.log_every, self.eval_every, self.save_every)))
+
+    @property
+    def checks_each_loss(self) -> bool:
+        """Return whether the loss of each step is judged, on a GPU too."""
+        return not _is_plain_stop(self.on_divergence)
 
     @property
     def best_metric(self) -> str:

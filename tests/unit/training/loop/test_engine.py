@@ -632,7 +632,8 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> N
     with pytest.raises(
         DivergenceError,
         match=r"^'loss' must be finite; got nan in stage 'logits' at step 9 with seed 3; inputs of "
-        r"step 9 are not finite: 'inputs' holds 48 nan of 48 numbers, first in example 0$",
+        r"step 9 are not finite: 'inputs' holds 48 nan of 48 numbers, first in example 0; its "
+        r"batch is in 'failed-steps/step-000000009' of the run folder$",
     ):
         executed(run, tmp_path)
     path = latest_checkpoint(tmp_path / CHECKPOINTS)
