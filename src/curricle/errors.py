@@ -8,7 +8,8 @@ its traceback.
 
 Design: the kind follows from *when* the mistake can be detected. A value that contradicts itself is
 a `SpecError` (declare); two values that do not fit are a `BindError` (bind); errors that only the
-data or the disk can cause are a `DataError`, `CheckpointError` or `DivergenceError` (run).
+data or the disk can cause are a `DataError`, `CheckpointError` or `DivergenceError`, and a lack of
+memory is an `OutOfMemoryError` (run).
 """
 
 import difflib
@@ -75,6 +76,11 @@ class CheckpointError(CurricleError, OSError):
 @final
 class DivergenceError(CurricleError, ArithmeticError):
     """A loss became infinite or not a number while training."""
+
+
+@final
+class OutOfMemoryError(CurricleError, MemoryError):
+    """The memory of the processor that trains is used up."""
 
 
 def reason(error: Exception) -> str:

@@ -545,6 +545,22 @@ def read_score(path: Path) -> Score:
     return score
 
 
+def check_head(path: Path, size: int, head: str) -> None:
+    """Check the first lines of a records file.
+
+    Args:
+        path: The file.
+        size: Bytes that the lines must fill.
+        head: Check of the last of them; empty for none.
+
+    Raises:
+        CheckpointError: If a line is damaged, or the lines are others.
+    """
+    if not path.is_file() or path.stat().st_size < size:
+        raise CheckpointError(_faulty(path, f"must hold the {size} bytes before a checkpoint"))
+    _chain_of(path, size, head)
+
+
 def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
     """Return the chain of the first lines of a file, which must fill some bytes.
 

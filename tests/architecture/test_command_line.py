@@ -22,7 +22,7 @@ FROZEN = {
     "teach": (["spec"], ["--set", "--nproc"]),
     "distill": (["spec"], ["--set", "--nproc"]),
     "compare": (["spec"], ["--set", "--jobs", "--on", "--num-cpus", "--num-gpus"]),
-    "resume": (["run"], ["--jobs", "--nproc", "--on", "--num-cpus", "--num-gpus"]),
+    "resume": (["run"], ["--jobs", "--nproc", "--on", "--num-cpus", "--num-gpus", "--fallback"]),
     "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),

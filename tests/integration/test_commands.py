@@ -188,7 +188,7 @@ def test_an_interrupted_student_goes_on_from_its_checkpoint(
         interrupt_student(patch, number=0, at=9)
         assert command("distill", parity)[0] == 130
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert kept == ["step-000000008"]
+    assert sorted(kept) == ["step-000000004", "step-000000008"]
     assert command("resume", "run")[0] == 0
     name = "model.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

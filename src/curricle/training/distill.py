@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -40,9 +40,8 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.speed import check_speed
 from curricle.training.fast.stacking import fused_steps
 from curricle.training.loop.best import best_weights, check_evaluated
-from curricle.training.loop.checkpoints import latest_checkpoint
+from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
 from curricle.training.loop.engine import (
-    CHECKPOINTS,
     Observer,
     Outputs,
     TrainingRun,
@@ -56,6 +55,7 @@ from curricle.training.loop.evaluation import (
     teacher_is_at_chance,
     with_outputs,
 )
+from curricle.training.loop.fallback import set_damaged_aside
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -207,7 +207,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     observers: Sequence[Observer] = (),
     report_to: str | Sequence[str] = (),
     progress: bool = True,
-    resume: bool = False,
+    resume: bool | Literal["fallback"] = False,
 ) -> Result:
     """Train a student by a curriculum.
 
@@ -237,7 +237,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         progress: Whether a progress bar and the notes of the run are shown on stderr, if that is a
             terminal.
         resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
-            student gets the finished weights.
+            student gets the finished weights. `fallback` sets damaged checkpoints aside if an older
+            one is whole, and notes that in the records.
 
     Returns:
         The student with its metrics and the usage of the run.
@@ -259,6 +260,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     check_trackers(trackers)
     # Before binding, which runs both models: a path that cannot be a folder is found out at once.
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
+    if resume == "fallback" and folder is not None and settings.placement.is_writer:
+        for fallback in set_damaged_aside(folder):
+            LOGGER.warning("curricle: %s: %s", fallback.action, fallback.fault)
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
     run = bind(
@@ -283,7 +287,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             observers=(*observers, *reports, new_observer(run.name)),
             better=better,
         )
-        end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
+        end = execute(run, evaluate, metric=name, outputs=outputs, resume=bool(resume))
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
     return Result(

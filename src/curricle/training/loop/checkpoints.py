@@ -39,6 +39,8 @@ from curricle.yaml_specs import Document, from_json, kind_of
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
 ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in a run folder."""
 FOLDER = re.compile(r"step-(\d{9,})")
 """Name of a checkpoint: the number of steps done."""
 Slots = dict[str, tuple[bool, torch.dtype]]
@@ -89,8 +91,9 @@ def save_checkpoint(
     *,
     adapters: nn.ModuleList | None = None,
     best: BestWeights | None = None,
+    keep: int = 1,
 ) -> Path:
-    """Write a checkpoint and remove the one before it.
+    """Write a checkpoint and remove older ones.
 
     Args:
         folder: Where the checkpoints of the run lie.
@@ -99,13 +102,14 @@ def save_checkpoint(
         optimizer: Optimizer of the state.
         adapters: Adapters that the stage trains beside the student.
         best: The best weights until now, if the run keeps them.
+        keep: Number of checkpoints that stay, this one included.
 
     Returns:
         The folder of the checkpoint.
     """
     path = folder / _name(state.usage.steps)
     check_layout(folder)
-    older = [old for old in _checkpoints(folder) if old != path]
+    older = [old for old in checkpoints_in(folder) if old != path]
     with new_folder(path) as temporary:
         save_weights(module, temporary / STUDENT)
         # A parameter may have no state, so a missing state shows in this number alone.
@@ -123,7 +127,7 @@ def save_checkpoint(
         _write_state(temporary, content)
     # A kill before this line leaves two checkpoints, of which the newer one is taken; the other
     # order might leave none.
-    for old in older:
+    for old in older[: len(older) - keep + 1]:
         remove_folder(old)
     return path
 
@@ -175,7 +179,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint below a folder, if there is one."""
-    checkpoints = _checkpoints(folder)
+    checkpoints = checkpoints_in(folder)
     return checkpoints[-1] if checkpoints else None
 
 
@@ -230,7 +234,8 @@ def _remedied(path: Path) -> Iterator[None]:
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; remove the folder {str(path)!r}: an unfinished run goes on from an older "
-            f"checkpoint if there is one, else anew"
+            f"checkpoint if there is one, else anew; 'curricle resume --fallback' keeps the folder "
+            f"under another name"
         ) from None
 
 
@@ -337,7 +342,8 @@ def _named(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first; damaged ones are among them."""
     # A link may lead anywhere, so files behind it are neither read nor removed.
     # Either file marks a checkpoint: one that has lost the other is damaged, and has to be refused
     # instead of passed over for an older one.

@@ -40,6 +40,7 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.best import BestWeights, best_weights, check_evaluated
+from curricle.training.loop.checkpoints import CHECKPOINTS
 from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_outputs
 from curricle.training.loop.explained import Explained, explained_before
 from curricle.training.loop.journal import Journal
@@ -55,7 +56,7 @@ StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
 Observer = Callable[[Record], None]
 """Function that receives every record; records are immutable and give no access to the engine."""
-CHECKPOINTS, FINISHED = "checkpoints", "model.safetensors"
+FINISHED = "model.safetensors"
 
 
 @final
@@ -168,6 +169,7 @@ class TrainingRun:
             best=self._best,
             recovery=self._recovery,
             placement=run.settings.placement,
+            keep=run.settings.keep_checkpoints,
         )
 
     def __enter__(self) -> "TrainingRun":
@@ -284,8 +286,11 @@ class TrainingRun:
         # included.
         self.timeline.add(map(self._recovery.loss_for_rules, step_losses))
         for loss in step_losses:
+            if loss.note:
+                number = self._recovery.micro_batches
+                self._write_recovery(stepper, loss.note, f"went on with {number} micro-batches")
             if loss.fault:
-                self._write_skip(stepper.stage, loss.fault)
+                self._write_recovery(stepper, loss.fault, "skipped")
         end, last = None, self.num_steps - 1
         is_due = self.num_steps == self.stop
         if is_due:
@@ -305,13 +310,13 @@ class TrainingRun:
             self.stop = self.timeline.due(self.num_steps)
         return end
 
-    def _write_skip(self, stage: BoundStage, fault: str) -> None:
-        """Record that the last step was skipped."""
+    def _write_recovery(self, stepper: Stepper, fault: str, action: str) -> None:
+        """Record that the last step has failed, and the reaction."""
         self._spend(self._now())
-        record = RecoveryRecord(
-            stage=stage.declared.name, fault=fault, action="skipped", usage=self._usage
+        stage = stepper.stage.declared.name
+        self._journal.write(
+            RecoveryRecord(stage=stage, fault=fault, action=action, usage=self._usage)
         )
-        self._journal.write(record)
 
     def _roll_back(self, error: DivergenceError) -> None:
         """Return to the newest checkpoint after a failed step.

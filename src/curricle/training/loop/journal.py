@@ -29,6 +29,7 @@ from curricle.training.loop.checkpoints import (
     replace_state,
     save_checkpoint,
 )
+from curricle.training.loop.fallback import missing_notes
 from curricle.training.loop.recovery import Recovery
 from curricle.training.loop.resuming import RunFolder, owner_of
 from curricle.training.setup.placement import HOST, Placement
@@ -50,6 +51,7 @@ class Journal:
         best: BestWeights | None = None,
         recovery: Recovery,
         placement: Placement = HOST,
+        keep: int = 1,
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.
 
@@ -62,8 +64,9 @@ class Journal:
             best: The best weights, if the run keeps them; they are part of its checkpoints.
             recovery: Recovery of the run, whose state is part of its checkpoints.
             placement: Processes of the run; the first one writes the files, all read checkpoints.
+            keep: Number of checkpoints that stay.
         """
-        self.files = files
+        self.files, self._keep = files, keep
         self._student, self._timeline = student, timeline
         self.digest = fingerprint(dict(facts))
         """Digest of the facts."""
@@ -172,6 +175,11 @@ class Journal:
         self._restore(files, self.resumed, optimizer)
         # The file has it already; these observers have not seen it.
         self._notify(opening)
+        if self._is_writer:
+            for note in missing_notes(
+                files.checkpoints, files.records, stage=self._stage_name, usage=self.usage
+            ):
+                self.write(note)
 
     def _restore(
         self, files: RunFolder, checkpoint: Path, optimizer: torch.optim.Optimizer
@@ -213,11 +221,10 @@ class Journal:
         self._recovery.restore(self._recovery.rolled_back())
         # The cost of the steps that are taken again is not forgotten.
         self.usage = replace(usage, steps=state.usage.steps)
-        remaining, stages = self._timeline.remaining(), self._timeline.names
         scale = self._recovery.learning_rate_scale
         self.write(
             RecoveryRecord(
-                stage=stages[remaining[0] if remaining else -1],
+                stage=self._stage_name,
                 fault=fault,
                 action=f"rolled back to step {self.usage.steps}, learning rates times {scale:g}",
                 usage=self.usage,
@@ -227,6 +234,12 @@ class Journal:
         # A run that is interrupted before its next checkpoint must not return here at the old rate.
         replace_state(checkpoint, self._state(self.usage))
         return True
+
+    @property
+    def _stage_name(self) -> str:
+        """Return the name of the open stage, or of the last one."""
+        remaining = self._timeline.remaining()
+        return self._timeline.names[remaining[0] if remaining else -1]
 
     def _state(self, usage: Usage) -> RunState:
         """Return where the run stands."""
@@ -275,6 +288,7 @@ class Journal:
             optimizer,
             adapters=adapters,
             best=self._best,
+            keep=self._keep,
         )
         # All processes read this checkpoint from here on.
         self._placement.wait()

@@ -47,6 +47,8 @@ class RecoveryState:
     """Number of returns to a checkpoint."""
     learning_rate_scale: float = 1.0
     """Factor of the learning rate."""
+    micro_batches: int = 0
+    """Number of micro-batches of a step after a lack of memory; 0 for that of the settings."""
     mean_loss: float = 0.0
     """Running mean of the losses of the open stage."""
     num_losses: int = 0
@@ -74,11 +76,21 @@ class Recovery:
         self._mean, self._number = 0.0, 0
         self._last: Tensor | float | None = None
         self._is_tracking = settings.checks_each_loss
+        self._declared_micro_batches = settings.gradient_accumulation_steps
 
     @property
     def learning_rate_scale(self) -> float:
         """Return the factor of the learning rate."""
         return self.state.learning_rate_scale
+
+    @property
+    def micro_batches(self) -> int:
+        """Return the number of micro-batches of a step."""
+        return self.state.micro_batches or self._declared_micro_batches
+
+    def halve(self) -> None:
+        """Halve the micro-batches for the rest of the run."""
+        self.state = self._changed(micro_batches=2 * self.micro_batches)
 
     def enter_stage(self) -> None:
         """Forget the losses of the stage before, since other objectives have other losses."""

@@ -51,6 +51,8 @@ class StepLoss:
     """Factor of each objective in the stage's loss."""
     fault: str = ""
     """Sentence about a step whose update was left out; empty for one that was applied."""
+    note: str = ""
+    """Sentence about a lack of memory, after which the step was taken in smaller micro-batches."""
 
     @property
     def terms(self) -> list[Tensor]:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.data.finiteness import non_finite_words
-from curricle.errors import DivergenceError
+from curricle.errors import DivergenceError, OutOfMemoryError, short_reason
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.objectives.adapters import methods_of
-from curricle.objectives.base import Target
+from curricle.objectives.base import Target, compares_examples
 from curricle.records import Usage
 from curricle.training.binding.batches import LocatedErrors
 from curricle.training.binding.bound_objectives import adapters_in_optimizer, begin_adapters
@@ -44,9 +44,16 @@ from curricle.training.setup.divergence import SkipSteps
 MOST_INSPECTED_STEPS = 100
 """Steps whose inputs are inspected after a non-finite loss, where not every loss is checked."""
 
+Buffers = list[tuple[Tensor, Tensor]]
+"""Buffers, each with a copy of its values."""
 TakeSteps = Callable[[int, int], list[StepLoss]]
 """Function of `first` and `stop` that takes one or more optimizer steps, from `first` on and before
 `stop`, and returns the loss of each. No record, evaluation or checkpoint is due between them."""
+
+
+def _restore(kept: Buffers) -> None:
+    for buffer, values in kept:
+        buffer.copy_(values)
 
 
 @final
@@ -89,7 +96,6 @@ class Stepper:
         """Prepares the next step in a second thread; None prepares each step when it is taken."""
         self.num_taken = 0
         """Steps taken since the stage was opened."""
-        self._parts = run.settings.gradient_accumulation_steps
         self._placement = run.settings.placement
         self._num_processes = self._placement.num_processes
         # Gradients of adapters are part of the norm by which all are clipped.
@@ -100,6 +106,7 @@ class Stepper:
         # On a GPU a look at every loss would wait for each step.
         self._checks_each_step = not self._placement.is_queued or run.settings.checks_each_loss
         self._can_skip = isinstance(run.settings.on_divergence, SkipSteps)
+        self._can_halve = run.settings.on_out_of_memory == "halve"
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -134,6 +141,7 @@ class Stepper:
         Raises:
             DataError: If a batch cannot be read by a model; the stage and the step are named.
             DivergenceError: If the loss is not finite; the weights are those before the step.
+            OutOfMemoryError: If the memory does not suffice.
         """
         with LocatedErrors(self.stage.declared.name, step, self.run.seed):
             if self.prefetcher is None:
@@ -149,7 +157,8 @@ class Stepper:
         # is divided by the whole count.
         counts = self.loss.counts(batch)
         micro_batches = [
-            self._placement.part_of(micro_batch) for micro_batch in batch.split(self._parts)
+            self._placement.part_of(micro_batch)
+            for micro_batch in batch.split(self.recovery.micro_batches)
         ]
         # Ahead, the targets of all micro-batches are in memory at once, otherwise those of one.
         is_early = self.run.settings.prefetch == "targets"
@@ -166,15 +175,12 @@ class Stepper:
             # None and not zero: torch skips a parameter without gradient, so that one outside of
             # the stage neither decays nor gets a state.
             parameter.grad = None
-        buffers = [*self.run.student.module.buffers()] if self._can_skip else []
-        # A failed pass has moved running statistics, which may not be finite any more.
-        copies = [buffer.clone() for buffer in buffers]
-        loss = self._passed(prepared, step)
+        kept = self._kept_buffers()
+        loss = self._passed_in_memory(prepared, step, kept)
         # Before the update, so that the weights stay those before the step.
         if self._checks_each_step and (fault := self._fault(loss)):
             loss = self._skipped(loss, fault, step)
-            for buffer, copy in zip(buffers, copies, strict=True):
-                buffer.copy_(copy)
+            _restore(kept)
             return loss
         self._move(step)
         return loss
@@ -192,6 +198,58 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.step()
         self.num_taken += 1
+
+    def _kept_buffers(self) -> Buffers:
+        """Return the buffers of the student with copies, where a failed pass may move them."""
+        if not self._can_skip and not self._can_halve:
+            return []
+        # Running statistics, for example, which may not be finite after a failed pass.
+        return [(buffer, buffer.clone()) for buffer in self.run.student.module.buffers()]
+
+    def _passed_in_memory(self, prepared: Prepared, step: int, kept: Buffers) -> StepLoss:
+        """Return the loss of a step, in smaller micro-batches if memory lacks and settings say so.
+
+        Raises:
+            OutOfMemoryError: If the memory does not suffice.
+        """
+        note = ""
+        while True:
+            try:
+                loss = self._passed(prepared, step)
+                return replace(loss, note=note) if note else loss
+            except torch.OutOfMemoryError as error:
+                shortage = OutOfMemoryError(self._shortage(prepared, step, error))
+                if not self._can_halve or not self._is_divisible(prepared):
+                    raise shortage from error
+                note = str(shortage)
+            # Outside of the handler, whose traceback holds the activations of the failed pass.
+            for parameter in self._parameters:
+                parameter.grad = None
+            _restore(kept)
+            self.recovery.halve()
+            prepared = self.prepared(step)
+
+    def _shortage(self, prepared: Prepared, step: int, error: torch.OutOfMemoryError) -> str:
+        """Return the sentence about a lack of memory."""
+        number = len(prepared.parts)
+        examples = sum(batch.num_examples for batch, _ in prepared.parts)
+        remedy = (
+            f"'gradient_accumulation_steps' of {2 * number}"
+            if (self._is_divisible(prepared))
+            else "a smaller batch"
+        )
+        return (
+            f"'batch' must fit into memory; it does not in stage {self.stage.declared.name!r} at "
+            f"step {step}, with {examples} examples in {number} micro-batches of "
+            f"{examples // number}; choose {remedy}, precision='bfloat16' or a smaller student: "
+            f"{short_reason(error)}"
+        )
+
+    def _is_divisible(self, prepared: Prepared) -> bool:
+        """Return whether the micro-batches of a step can be halved."""
+        compares = any(compares_examples(term.objective) for term in self.loss.terms)
+        sizes = [batch.num_examples // batch.group for batch, _ in prepared.parts]
+        return not compares and all(size % 2 == 0 for size in sizes)
 
     def _passed(self, prepared: Prepared, step: int) -> StepLoss:
         """Return the loss of a step after computing its gradient."""

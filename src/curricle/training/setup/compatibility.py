@@ -60,6 +60,12 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("parallel", "skip"): _AGREED,
         ("parallel", "explosion"): _AGREED,
         ("parallel", "roll_back"): _AGREED,
+        # Micro-batches are halved between the passes of a single student.
+        ("compiled_steps", "halve"): f"{_FUSED} {_NO_ACCUMULATION}",
+        ("batch_students", "halve"): f"{_BATCHED} {_NO_ACCUMULATION}",
+        ("share_teacher", "halve"): "students of one teacher read the same micro-batches",
+        ("prefetch", "halve"): "steps that are prepared ahead have the micro-batches of before",
+        ("parallel", "halve"): "one process alone may lack memory while others wait for it",
         # A budget in a unit that sharing or storing distorts would stop runs at points that cannot
         # be compared.
         ("share_teacher", "seconds"): _SECONDS,

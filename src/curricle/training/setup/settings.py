@@ -37,6 +37,14 @@ def _is_single(parallel: str) -> bool:
     return parallel == "none"
 
 
+def _is_pair(number: int) -> bool:
+    return number == 2  # noqa: PLR2004 - the default
+
+
+def _is_stop(reaction: str) -> bool:
+    return reaction == "stop"
+
+
 def _is_plain_stop(reaction: OnDivergence) -> bool:
     return reaction == StopRun()
 
@@ -68,6 +76,9 @@ class TrainingSettings:
     """Steps between records of the training loss."""
     save_every: int | None = Field(default=None, gt=0)
     """Steps between checkpoints to resume from; None writes none."""
+    keep_checkpoints: int = Field(default=2, gt=0, exclude_if=_is_pair)
+    """Number of checkpoints that stay, the newest included; the one before it serves where the
+    newest is damaged (`curricle resume --fallback`)."""
     keep_best: bool | BestMetric = Field(default=False, exclude_if=operator.not_)
     """Whether the student ends with the weights of its best evaluation, by the metric of the run or
     by one that is named here; of equal values the earlier counts. A teacher that a spec trains
@@ -76,6 +87,11 @@ class TrainingSettings:
     """Reaction to a step whose loss is not finite or explodes: `stop`, `skip` a limited number of
     steps, or `roll_back` to the newest checkpoint with a lower learning rate. All but the plain
     `stop` look at the loss of each step, for which a GPU is waited for."""
+    on_out_of_memory: Literal["stop", "halve"] = Field(default="stop", exclude_if=_is_stop)
+    """Reaction to a step for which the memory does not suffice. `stop` ends the run, naming stage,
+    batch and remedy; `halve` doubles `gradient_accumulation_steps` for the rest of the run and
+    takes the step again, so that the batch of the step stays the same. Results then agree within
+    rounding."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
     compile: Literal["none", "student", "teacher", "both"] = "none"
@@ -140,6 +156,8 @@ class TrainingSettings:
             features[reaction.kind] = f"'{path}on_divergence.kind={reaction.kind}'"
         if reaction.explosion is not None:
             features["explosion"] = f"'{path}on_divergence.explosion={reaction.explosion:g}'"
+        if self.on_out_of_memory == "halve":
+            features["halve"] = f"'{path}on_out_of_memory=halve'"
         # A property of three settings together; no single one of them is at fault.
         if self._shortest_interval == 1:
             features["every step"] = "an interval of 1 step between records or evaluations"

@@ -49,12 +49,13 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import (
     ADAPTERS,
+    CHECKPOINTS,
     OPTIMIZER,
     STUDENT,
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs
+from curricle.training.loop.engine import FINISHED, Outputs
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.placement import SingleDevice

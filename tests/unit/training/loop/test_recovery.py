@@ -15,14 +15,14 @@ from curricle.checksums import check_sealed
 from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.batch import Batch
-from curricle.errors import DivergenceError
+from curricle.errors import DivergenceError, OutOfMemoryError
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.records import RECORDS, EndRecord, Record, RecoveryRecord, StepRecord, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
-from curricle.training.loop.checkpoints import latest_checkpoint, read_state
-from curricle.training.loop.engine import CHECKPOINTS, Outputs
+from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint, read_state
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.recovery import BATCH, FAILED, FAILURE, MEMORY, Recovery
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.setup.divergence import OnDivergence, RollBack, SkipSteps, StopRun
@@ -398,3 +398,98 @@ def test_students_of_one_teacher_skip_each_for_itself(tmp_path: Path) -> None:
         execute(second.run, evaluate, metric="accuracy", outputs=Outputs())
         expected = second.run.student.module.state_dict()
         assert equal(first.run.student.module.state_dict(), expected)
+
+
+# --- lack of memory -------------------------------------------------------------------------------
+
+
+class Hungry(nn.Module):
+    """Student whose memory holds a pass over a few examples; it counts its passes."""
+
+    def __init__(self, most: int, *, from_call: int = 0) -> None:
+        super().__init__()
+        self.inner = mlp(5, 4).module
+        self.register_buffer("passes", torch.zeros(()))
+        self.most, self.num_calls, self.from_call = most, 0, from_call
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.num_calls += 1
+            passes: Tensor = self.get_buffer("passes")
+            passes += 1
+            if self.num_calls > self.from_call and len(inputs) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        logits: Tensor = self.inner(inputs)
+        return logits
+
+
+def hungry(
+    student: Hungry,
+    folder: Path | None = None,
+    *observers: Any,
+    resume: bool = False,
+    **fields: Any,
+) -> dict[str, Tensor]:
+    """Return the weights after six steps of a student that is short of memory."""
+    settings = {"log_every": 1, "eval_every": 100, "save_every": 2, **fields}
+    run = bound(
+        one_shot(total="6 steps"),
+        student=tapped(student, blocks=["inner.blocks.0"]),
+        settings=settings,
+    )
+    outputs = Outputs(folder=folder, observers=observers)
+    execute(run, evaluate, metric="accuracy", outputs=outputs, resume=resume)
+    return {name: tensor.clone() for name, tensor in run.student.module.state_dict().items()}
+
+
+def test_a_lack_of_memory_names_stage_batch_and_remedy() -> None:
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"^'batch' must fit into memory; it does not in stage 'logits' at step 0, with 8 "
+        r"examples in 2 micro-batches of 4; choose 'gradient_accumulation_steps' of 4, "
+        r"precision='bfloat16' or a smaller student: CUDA out of memory. Tried to allocate 2.00 "
+        r"GiB.$",
+    ) as raised:
+        # The passes of binding come before.
+        hungry(Hungry(2, from_call=1), gradient_accumulation_steps=2)
+    assert isinstance(raised.value, MemoryError)
+
+
+def test_micro_batches_are_halved_and_the_batch_stays() -> None:
+    weights = hungry(Hungry(2, from_call=4), on_out_of_memory="halve")
+    expected = hungry(Hungry(8), gradient_accumulation_steps=4)
+    weights.pop("passes"), expected.pop("passes")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_halving_is_recorded_and_lasts(tmp_path: Path) -> None:
+    student = Hungry(4, from_call=3)
+    records: list[Record] = []
+    hungry(student, None, records.append, on_out_of_memory="halve")
+    (record,) = [record for record in records if isinstance(record, RecoveryRecord)]
+    assert record.action == "went on with 2 micro-batches"
+    assert "with 8 examples in 1 micro-batches of 8" in record.fault
+
+
+def test_buffers_are_those_before_the_failed_pass() -> None:
+    records: list[Record] = []
+    weights = hungry(Hungry(4, from_call=3), None, records.append, on_out_of_memory="halve")
+    (record,) = [record for record in records if isinstance(record, RecoveryRecord)]
+    # One pass a step until the halving, two from then on, and none of the failed one.
+    assert weights["passes"] == 12 - (record.usage.steps - 1)
+
+
+def test_a_resumed_run_keeps_its_smaller_micro_batches(tmp_path: Path) -> None:
+    expected = hungry(Hungry(4, from_call=3), tmp_path / "whole", on_out_of_memory="halve")
+    with pytest.raises(RuntimeError, match="killed"):
+        hungry(Hungry(4, from_call=3), tmp_path / "run", stopping(5), on_out_of_memory="halve")
+    again = Hungry(8)
+    weights = hungry(again, tmp_path / "run", on_out_of_memory="halve", resume=True)
+    weights.pop("passes"), expected.pop("passes")
+    assert equal(weights, expected)
+
+
+def test_micro_batches_of_one_example_cannot_be_halved() -> None:
+    with pytest.raises(OutOfMemoryError, match="micro-batches of 1; choose a smaller batch, "):
+        hungry(Hungry(0, from_call=3), on_out_of_memory="halve")
