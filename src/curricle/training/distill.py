@@ -71,6 +71,7 @@ from curricle.training.setup.arguments import (
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
 from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
+from curricle.training.setup.placement import Placement
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process, standard_state
 from curricle.training.targets.capture import TargetCompression, Watch, capture
@@ -260,9 +261,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     check_trackers(trackers)
     # Before binding, which runs both models: a path that cannot be a folder is found out at once.
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
-    if resume == "fallback" and folder is not None and settings.placement.is_writer:
-        for fallback in set_damaged_aside(folder):
-            LOGGER.warning("curricle: %s: %s", fallback.action, fallback.fault)
+    if resume == "fallback" and folder is not None:
+        _fall_back(folder, settings.placement)
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
     run = bind(
@@ -297,6 +297,14 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         notes=(*run.notes, *notes, *((AT_CHANCE,) if at_chance else ())),
         best_step=end.best_step if end.best_metric else None,
     )
+
+
+def _fall_back(folder: Path, placement: Placement) -> None:
+    """Set damaged checkpoints of a run aside in the process that writes, and say which."""
+    for fallback in set_damaged_aside(folder) if placement.is_writer else ():
+        LOGGER.warning("curricle: %s: %s", fallback.action, fallback.fault)
+    # All processes look for the newest checkpoint next.
+    placement.wait()
 
 
 @standard_state()

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from curricle.errors import CheckpointError
 from curricle.locks import locked
 from curricle.models.tapped import TappedModel
 from curricle.records import RECORDS, Record, RecoveryRecord, StepRecord, read_records
-from curricle.training.distill import execute
+from curricle.training.distill import Result, distill, execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, OPTIMIZER, STATE, STUDENT
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.fallback import NOTES, read_fallbacks, set_damaged_aside
-from tests.parts import INPUTS, bound
+from curricle.training.setup.settings import TrainingSettings
+from tests.parts import INPUTS, bound, mlp, parity
 
 STOP = 10
 NEWEST, OLDER = "step-000000008", "step-000000004"
@@ -178,3 +180,35 @@ def test_damaged_notes_are_named(tmp_path: Path) -> None:
     flip(tmp_path / CHECKPOINTS / NOTES)
     with pytest.raises(CheckpointError, match=r"fallbacks.json' must hold notes of 'resume"):
         read_fallbacks(tmp_path / CHECKPOINTS)
+
+
+def test_a_call_from_python_falls_back_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def student() -> TappedModel:
+        return mlp(5, 4)
+
+    def call(*observers: Callable[[Record], None], resume: bool | Literal["fallback"]) -> Result:
+        return distill(
+            student(),
+            mlp(16, 12, seed=1),
+            extraction(total="16 steps"),
+            parity(),
+            evaluation=evaluate,
+            settings=TrainingSettings(device="cpu", log_every=1, eval_every=50, save_every=4),
+            output_dir=tmp_path,
+            observers=observers,
+            resume=resume,
+        )
+
+    def stop(record: Record) -> None:
+        if isinstance(record, StepRecord) and record.usage.steps == STOP:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        call(stop, resume=False)
+    flip(tmp_path / CHECKPOINTS / NEWEST / STUDENT)
+    assert call(resume="fallback").usage.steps == 16
+    assert (
+        f"{NEWEST!r} was renamed to 'damaged-{NEWEST}'; the run returns to {OLDER}" in caplog.text
+    )
