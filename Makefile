@@ -10,7 +10,7 @@ TWO := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test coverage benchmarks check lint types contracts dependencies spelling docs architecture
-.PHONY: format clean
+.PHONY: audit format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | \
@@ -63,6 +63,12 @@ dependencies: install  ## Check that what is imported is declared, and the rever
 spelling: install  ## Check spelling
 	$(BIN)/codespell
 
+# In an environment of its own: what the auditor needs must not move the versions that are tested.
+audit:  ## Look the versions of constraints.txt up among known vulnerabilities; needs the network
+	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && \
+		.venv-audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3'; }
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 docs: install  ## Make pages of docs/ from the source, and files for coding agents from the pages
 	$(BIN)/python -m curricle.runs.reference spec > docs/spec.md
 	$(BIN)/python -m curricle.runs.reference records > docs/records.md
@@ -77,6 +83,6 @@ format: install  ## Format the code and mend what can be mended automatically
 	$(BIN)/ruff format
 
 clean:  ## Remove .venv, caches and build products; run folders stay
-	rm -rf .venv dist .coverage htmlcov .benchmarks
+	rm -rf .venv .venv-audit dist .coverage htmlcov .benchmarks
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

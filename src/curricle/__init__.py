@@ -83,6 +83,9 @@ if TYPE_CHECKING:
     from curricle.training.distill import Result as Result
     from curricle.training.distill import capture_targets as capture_targets
     from curricle.training.distill import distill as distill
+    from curricle.training.setup.divergence import RollBack as RollBack
+    from curricle.training.setup.divergence import SkipSteps as SkipSteps
+    from curricle.training.setup.divergence import StopRun as StopRun
     from curricle.training.setup.optimizers import SGD as SGD
     from curricle.training.setup.optimizers import AdamW as AdamW
     from curricle.training.setup.optimizers import Schedule as Schedule
@@ -147,6 +150,7 @@ else:
             "teachers.stored": ("open_targets",),
             "teachers.trajectory": ("Trajectory", "hugging_face_trajectory", "open_trajectory"),
             "training.distill": ("Result", "capture_targets", "distill"),
+            "training.setup.divergence": ("RollBack", "SkipSteps", "StopRun"),
             "training.setup.optimizers": ("AdamW", "SGD", "Schedule"),
             "training.setup.settings": ("TrainingSettings",),
             "training.targets.capture": ("TargetCompression",),

@@ -9,7 +9,7 @@ its traceback.
 Design: the kind follows from *when* the mistake can be detected. A value that contradicts itself is
 a `SpecError` (declare); two values that do not fit are a `BindError` (bind); errors that only the
 data, the disk or other processes can cause are a `DataError`, `CheckpointError`, `DivergenceError`
-or `LostProcessError` (run).
+or `LostProcessError`, and a lack of memory is an `OutOfMemoryError` (run).
 """
 
 import difflib
@@ -81,6 +81,11 @@ class DivergenceError(CurricleError, ArithmeticError):
 @final
 class LostProcessError(CurricleError, RuntimeError):
     """A process of a run has ended, or does not answer."""
+
+
+@final
+class OutOfMemoryError(CurricleError, MemoryError):
+    """The memory of the processor that trains is used up."""
 
 
 def reason(error: Exception) -> str:

@@ -8,7 +8,8 @@ that a damaged, missing or foreign line is detected on reading. Files of version
 
 The field `kind` names the kind of a record: `run` (once at the start: the setup of the run),
 `stage` (a stage begins), `step` (training loss at intervals), `evaluation` (metrics at intervals),
-`stage_end` (the end of a stage with a rule as duration) and `end` (once, when the run is complete).
+`stage_end` (the end of a stage with a rule as duration), `recovery` (a failed step that the run has
+survived) and `end` (once, when the run is complete).
 All but the first hold `Usage`, the cost until then.
 
 Results of probes of a finished run are in `probes.jsonl` beside it, one `ProbeRecord` a line; they
@@ -281,6 +282,27 @@ class StageEndRecord:
 
 @final
 @value
+class RecoveryRecord:
+    """Failure that the run has survived."""
+
+    kind: Literal["recovery"] = "recovery"
+    stage: str
+    """Name of the stage."""
+    fault: str
+    """The failure, as a sentence."""
+    action: str
+    """Reaction of the run, as a sentence."""
+    usage: Usage
+    """Consumed until then; after a return to a checkpoint with its steps, and the cost of the steps
+    that are taken again."""
+
+    def __str__(self) -> str:
+        """Return the step, the reaction and the failure in a line."""
+        return f"step {self.usage.steps} ({self.stage}): {self.action}: {self.fault}"
+
+
+@final
+@value
 class EndRecord:
     """End of a complete run."""
 
@@ -341,7 +363,13 @@ class Score:
 
 
 Record = Annotated[
-    RunRecord | StageRecord | StepRecord | EvaluationRecord | StageEndRecord | EndRecord,
+    RunRecord
+    | StageRecord
+    | StepRecord
+    | EvaluationRecord
+    | StageEndRecord
+    | RecoveryRecord
+    | EndRecord,
     Field(discriminator="kind"),
 ]
 
@@ -515,6 +543,22 @@ def read_score(path: Path) -> Score:
             f"measures it again"
         ) from None
     return score
+
+
+def check_head(path: Path, size: int, head: str) -> None:
+    """Check the first lines of a records file.
+
+    Args:
+        path: The file.
+        size: Bytes that the lines must fill.
+        head: Check of the last of them; empty for none.
+
+    Raises:
+        CheckpointError: If a line is damaged, or the lines are others.
+    """
+    if not path.is_file() or path.stat().st_size < size:
+        raise CheckpointError(_faulty(path, f"must hold the {size} bytes before a checkpoint"))
+    _chain_of(path, size, head)
 
 
 def _chain_of(path: Path, size: int, head: str | None) -> LineChain:

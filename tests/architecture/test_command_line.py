@@ -26,7 +26,7 @@ FROZEN = {
         ["--scale", "--output-dir", "--set", "--panels", "--jobs", "--within", "--list"],
     ),
     "compare": (["spec"], ["--set", "--jobs", "--on", "--num-cpus", "--num-gpus"]),
-    "resume": (["run"], ["--jobs", "--nproc", "--on", "--num-cpus", "--num-gpus"]),
+    "resume": (["run"], ["--jobs", "--nproc", "--on", "--num-cpus", "--num-gpus", "--fallback"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes", "--only"]),
     "evaluate": (

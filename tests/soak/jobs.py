@@ -31,6 +31,8 @@ class Job:
     """Whether `curricle resume` goes on; otherwise the same command does."""
     share: int = 2
     """How often the run is chosen, in proportion."""
+    is_short: bool = False
+    """Whether it is one of the runs of the test suite."""
 
     def write_spec(self, folder: Path) -> None:
         """Write the spec into a folder."""
@@ -100,9 +102,36 @@ def staged() -> Plain:
     return {"kind": "staged", "stages": [layers, anchored, logits]}
 
 
+def exploding() -> Plain:
+    """Return a curriculum whose second stage diverges at its declared rate."""
+    calm = {"name": "calm", "duration": "40 steps", "objectives": [{"kind": "logits"}]}
+    wild = {**calm, "name": "wild", "duration": "56 steps", "learning_rate_scale": 1e20}
+    return {"kind": "staged", "stages": [calm, wild]}
+
+
 def with_engine(**settings: Any) -> Plain:
     """Return engine settings of the tiny spec with some changed."""
     return {**tiny_spec()["engine"], **settings}
+
+
+def ruled() -> Plain:
+    """Return a curriculum whose stages end by each of the rules."""
+    plateau = {"kind": "plateau", "at_most": "30 steps", "window": 6, "patience": 1}
+    metric = {
+        "kind": "metric",
+        "metric": "accuracy",
+        "reaches": 0.7,
+        "direction": "above",
+        "at_most": "30 steps",
+    }
+    unless = {"kind": "unless_explained", "duration": "12 steps", "share": 0.99}
+    stages = [
+        {"name": "explained", "duration": unless, "objectives": [LEARNED]},
+        {"name": "plateau", "duration": plateau, "objectives": [LEARNED]},
+        {"name": "metric", "duration": metric, "objectives": [{"kind": "logits"}]},
+        {"name": "logits", "duration": "24 steps", "objectives": [{"kind": "logits"}]},
+    ]
+    return {"kind": "staged", "stages": stages}
 
 
 EXTRACTION = {"kind": "extraction", "pairs": [{"student": 1, "teacher": 1}]}
@@ -119,6 +148,7 @@ JOBS = (
     Job(name="teach", spec=tiny_spec(), arguments=("teach", SPEC)),
     Job(
         name="distill, layer stages",
+        is_short=True,
         spec=tiny_spec(
             curriculum=staged(),
             engine=with_engine(gradient_accumulation_steps=2, max_grad_norm=1.0),
@@ -128,6 +158,7 @@ JOBS = (
     ),
     Job(
         name="distill, progressive",
+        is_short=True,
         spec=tiny_spec(
             curriculum={"kind": "progressive"},
             optimizer={"kind": "sgd", "learning_rate": 0.1, "momentum": 0.9},
@@ -135,6 +166,36 @@ JOBS = (
         ),
         arguments=("distill", SPEC),
         share=4,
+    ),
+    Job(
+        name="distill, rules and best weights",
+        is_short=True,
+        spec=tiny_spec(curriculum=ruled(), engine=with_engine(keep_best=True)),
+        arguments=("distill", SPEC),
+        share=3,
+    ),
+    Job(
+        name="distill, closed-form start",
+        is_short=True,
+        spec=tiny_spec(curriculum={"kind": "auto"}, engine=with_engine(prefetch="batch")),
+        arguments=("distill", SPEC),
+    ),
+    Job(
+        name="distill, labels",
+        spec=tiny_spec(curriculum={"kind": "from_labels"}),
+        arguments=("distill", SPEC),
+        share=1,
+    ),
+    Job(
+        name="distill, rolled back",
+        is_short=True,
+        # The rate of the second stage is so large that it explodes, and every return lowers it.
+        spec=tiny_spec(
+            curriculum=exploding(),
+            optimizer={"kind": "sgd", "learning_rate": 0.1},
+            engine=with_engine(on_divergence={"kind": "roll_back", "learning_rate_scale": 1e-20}),
+        ),
+        arguments=("distill", SPEC),
     ),
     Job(
         name="distill, stored targets",
@@ -147,6 +208,7 @@ JOBS = (
     ),
     Job(
         name="targets capture",
+        is_short=True,
         spec=STORED,
         preparation=(("teach", SPEC, *NO_TARGETS),),
         arguments=("targets", "capture", SPEC),
@@ -173,6 +235,6 @@ JOBS = (
             *("--set", "engine.save_every=4"),
         ),
         is_resumed=False,
-        share=1,
+        share=2,
     ),
 )

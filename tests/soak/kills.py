@@ -79,14 +79,27 @@ class Bench:
         return folder
 
 
-def kill_trial(bench: Bench, seed: int, number: int) -> Result:
-    """Return the outcome of one disturbed run; its folder stays if it failed."""
+def kill_trial(bench: Bench, seed: int, number: int, *, quick: bool = False) -> Result:
+    """Return the outcome of one disturbed run; its folder stays if it failed.
+
+    Args:
+        bench: Folder of the trials.
+        seed: Of the series.
+        number: Of the trial.
+        quick: Whether only short runs are taken, in turn, each killed once.
+    """
     generator = numpy_generator(seed, "soak kills", number)
     shares = np.array([job.share for job in JOBS], dtype=float)
-    job = JOBS[generator.choice(len(JOBS), p=shares / shares.sum())]
+    short = [job for job in JOBS if job.is_short]
+    job = (
+        short[number % len(short)]
+        if quick
+        else JOBS[generator.choice(len(JOBS), p=shares / shares.sum())]
+    )
     expected, activity = bench.reference(job)
     folder, started = bench.prepared(job, f"trial-{number:06d}"), time.monotonic()
-    kills, ending = _disturb(job, folder, activity, generator)
+    most = 1 if quick else MOST_KILLS
+    kills, ending = _disturb(job, folder, activity, generator, most=most)
     outcome, detail = _judged(folder, ending, expected)
     if not kills and outcome == "equal":
         outcome = "no kill"
@@ -105,14 +118,14 @@ def kill_trial(bench: Bench, seed: int, number: int) -> Result:
 
 
 def _disturb(
-    job: Job, folder: Path, activity: Activity, generator: np.random.Generator
+    job: Job, folder: Path, activity: Activity, generator: np.random.Generator, *, most: int
 ) -> tuple[list[dict[str, Any]], Ending]:
     """Run a job to its end with kills between; return these and how it ended."""
     kills: list[dict[str, Any]] = []
     while True:
         log = folder / LOG
         pid = start(job.next_arguments(folder), folder=folder, log=log)
-        is_last = len(kills) >= MOST_KILLS or (kills and generator.random() > ANOTHER_KILL)
+        is_last = len(kills) >= most or (kills and generator.random() > ANOTHER_KILL)
         if is_last:
             return kills, wait(pid, log)
         aim = draw_aim(generator, activity)
@@ -165,6 +178,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of results and failed runs.")] = Path(
         "runs/soak/kills"
     ),
+    quick: Annotated[bool, typer.Option(help="Kill each run once, and only short runs.")] = False,
 ) -> None:
     """Kill runs and compare what they come to."""
     warm_up()
@@ -178,7 +192,7 @@ def main(
             typer.echo(f"trial {result.trial}: {result.outcome}: {result.group}: {result.detail}")
 
     results = run_trials(
-        lambda number: kill_trial(bench, seed, number),
+        lambda number: kill_trial(bench, seed, number, quick=quick),
         Plan(seed=seed, count=count, first=first, minutes=minutes),
         output / "results.jsonl",
         watch,

@@ -2,7 +2,8 @@
 
 Aimed moments are seen by looking at the run folder again and again. `file` is just after a file or
 folder has got its final name, `rename` while a temporary one exists, `record` just after a line was
-added to the records.
+added to the records. Two of these are aimed at by themselves: `checkpoint` while the temporary
+folder of a checkpoint exists, and `border` just after the record of a stage's begin or end.
 """
 
 import json
@@ -16,7 +17,8 @@ import numpy as np
 
 from tests.soak.processes import exit_code, kill_group
 
-MOMENTS = ("uniform", "file", "rename", "record")
+MOMENTS = ("uniform", "file", "rename", "record", "checkpoint", "border")
+BORDERS = ('"kind": "stage"', '"kind": "stage_end"', '"kind": "end"')
 POLL_SECONDS = 0.001
 LONGEST_DELAY = 0.003
 """Seconds after an aimed moment within which the kill falls in half of the cases."""
@@ -58,7 +60,7 @@ class Watcher:
     def __init__(self, folder: Path) -> None:
         """Take what is there already as seen."""
         self._folder = folder
-        self.events = dict.fromkeys(("file", "rename", "record"), 0)
+        self.events = dict.fromkeys(MOMENTS[1:], 0)
         self._final, self._hidden, self._sizes = self._scan()
 
     def look(self) -> None:
@@ -66,7 +68,12 @@ class Watcher:
         final, hidden, sizes = self._scan()
         self.events["file"] += len(final - self._final)
         self.events["rename"] += len(hidden - self._hidden)
-        self.events["record"] += sum(sizes[path] != self._sizes.get(path) for path in sizes)
+        self.events["checkpoint"] += sum(
+            Path(path).name.startswith(".step-") for path in hidden - self._hidden
+        )
+        grown = [path for path in sizes if sizes[path] != self._sizes.get(path)]
+        self.events["record"] += len(grown)
+        self.events["border"] += sum(_is_border(Path(path)) for path in grown)
         self._final, self._hidden, self._sizes = final, hidden, sizes
 
     def _scan(self) -> tuple[set[str], set[str], dict[str, int]]:
@@ -81,6 +88,15 @@ class Watcher:
                 except OSError:
                     continue
         return final, hidden, sizes
+
+
+def _is_border(path: Path) -> bool:
+    """Return whether the last record of a file is of the begin or end of a stage."""
+    try:
+        last = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").rpartition("\n")[2]
+    except OSError:
+        return False
+    return any(kind in last for kind in BORDERS)
 
 
 def kill_at(pid: int, folder: Path, aim: Aim) -> int | None:

@@ -263,11 +263,17 @@ def resume(  # noqa: PLR0917 - options of a command
     place: Place = "local",
     num_cpus: CPUs = 1.0,
     num_gpus: GPUs = 0.0,
+    *,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Set damaged checkpoints aside for older ones.")
+    ] = False,
 ) -> None:
     """Go on with an interrupted run, from its newest checkpoints."""
     from curricle.runs.folder import read_origin, stored_spec
 
     command, spec = read_origin(run).command, stored_spec(run)
+    if fallback:
+        _set_damaged_aside(run)
     if command == "compare":
         launching.refuse(nproc, command)
         _go_on(command, spec, Placing(jobs, place, num_cpus, num_gpus))
@@ -493,6 +499,17 @@ def _go_on(command: str, spec: "RunSpec", placing: Placing = HERE) -> None:
     except KeyboardInterrupt as error:
         _say_stopped(error, spec)
         raise typer.Exit(_code(error)) from None
+
+
+def _set_damaged_aside(run: Path) -> None:
+    """Set damaged checkpoints aside, and print which."""
+    from curricle.runs.folder import working
+    from curricle.training.loop.fallback import set_damaged_aside
+
+    with working(run):
+        fallbacks = set_damaged_aside(run)
+    for fallback in fallbacks:
+        print(visible(f"curricle: {fallback.action}: {fallback.fault}"), file=sys.stderr)
 
 
 def _say_stopped(error: KeyboardInterrupt, spec: "RunSpec", again: str = "") -> None:

@@ -12,7 +12,7 @@ from typing import final
 
 from torch.utils.data import DataLoader
 
-from curricle.curriculum.selection import PlannedCheckpoints
+from curricle.curriculum.checkpoint_selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import build
 from curricle.data.batch import Batch

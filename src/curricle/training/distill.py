@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -40,7 +40,7 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.speed import check_speed
 from curricle.training.fast.stacking import fused_steps
 from curricle.training.loop.best import best_weights, check_evaluated
-from curricle.training.loop.checkpoints import latest_checkpoint
+from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
 from curricle.training.loop.engine import (
     Observer,
     Outputs,
@@ -55,7 +55,7 @@ from curricle.training.loop.evaluation import (
     teacher_is_at_chance,
     with_outputs,
 )
-from curricle.training.loop.resuming import CHECKPOINTS
+from curricle.training.loop.fallback import set_damaged_aside
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -71,6 +71,7 @@ from curricle.training.setup.arguments import (
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
 from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
+from curricle.training.setup.placement import Placement
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process, standard_state
 from curricle.training.targets.capture import TargetCompression, Watch, capture
@@ -207,7 +208,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     observers: Sequence[Observer] = (),
     report_to: str | Sequence[str] = (),
     progress: bool = True,
-    resume: bool = False,
+    resume: bool | Literal["fallback"] = False,
 ) -> Result:
     """Train a student by a curriculum.
 
@@ -237,7 +238,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         progress: Whether a progress bar and the notes of the run are shown on stderr, if that is a
             terminal.
         resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
-            student gets the finished weights.
+            student gets the finished weights. `fallback` sets damaged checkpoints aside if an older
+            one is whole, and notes that in the records.
 
     Returns:
         The student with its metrics and the usage of the run.
@@ -259,6 +261,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     check_trackers(trackers)
     # Before binding, which runs both models: a path that cannot be a folder is found out at once.
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
+    if resume == "fallback" and folder is not None:
+        _fall_back(folder, settings.placement)
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
     run = bind(
@@ -283,7 +287,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             observers=(*observers, *reports, new_observer(run.name)),
             better=better,
         )
-        end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
+        end = execute(run, evaluate, metric=name, outputs=outputs, resume=bool(resume))
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
     return Result(
@@ -293,6 +297,14 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         notes=(*run.notes, *notes, *((AT_CHANCE,) if at_chance else ())),
         best_step=end.best_step if end.best_metric else None,
     )
+
+
+def _fall_back(folder: Path, placement: Placement) -> None:
+    """Set damaged checkpoints of a run aside in the process that writes, and say which."""
+    for fallback in set_damaged_aside(folder) if placement.is_writer else ():
+        LOGGER.warning("curricle: %s: %s", fallback.action, fallback.fault)
+    # All processes look for the newest checkpoint next.
+    placement.wait()
 
 
 @standard_state()

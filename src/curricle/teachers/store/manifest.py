@@ -272,9 +272,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _with_present_names(content: Document) -> Document:
     """Return a manifest whose codecs have the field names of this version."""
-    for target_set in content.get("sections", ()):
-        codec = target_set.get("codec", {})
-        if "draws" in codec:
+    # What has another form is left to the parser, which names it.
+    target_sets = content.get("sections")
+    for target_set in target_sets if isinstance(target_sets, list) else ():
+        codec = target_set.get("codec") if isinstance(target_set, dict) else None
+        if isinstance(codec, dict) and "draws" in codec:
             codec["num_samples"] = codec.pop("draws")
     return content
 

@@ -7,14 +7,14 @@ Settings that change speed or logging are no facts; the interval between evaluat
 is one only where a metric may end a stage.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.curriculum.durations import UntilMetric
-from curricle.files import write_text
+from curricle.errors import reason
 from curricle.models.peft_adapters import tuner_settings
 from curricle.models.tapped import TappedModel, tap_number
 from curricle.models.weights import architecture
@@ -23,7 +23,6 @@ from curricle.renamed import RENAMED
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.values import Plain, changes, fingerprint, plain
-from curricle.yaml_specs import from_json
 
 FACTS = "run-facts.json"
 """File in the run folder that holds the facts."""
@@ -119,7 +118,7 @@ def _teacher_digest(run: BoundRun) -> str:
 def write_facts(folder: Path, facts: Mapping[str, object]) -> None:
     """Keep the facts of a run that begins in its folder."""
     # For people alone: the digest in the records decides, so a folder without this file resumes.
-    write_text(folder / FACTS, json.dumps(facts, indent=1))
+    write_sealed(folder / FACTS, facts)
 
 
 def differences(folder: Path, facts: Mapping[str, object]) -> str:
@@ -130,11 +129,13 @@ def differences(folder: Path, facts: Mapping[str, object]) -> str:
         facts: Those of the run that would go on.
     """
     try:
-        then = from_json((folder / FACTS).read_bytes())
-    except (OSError, ValueError):
-        # A folder of an older version, or a damaged one: the digests still differ.
+        then = read_sealed(folder / FACTS, needs_check=False)
+    except FileNotFoundError:
+        # A folder of an older version: the digests still differ.
         return ""
-    return "; ".join(_named(then, facts)) if isinstance(then, dict) else ""
+    except (OSError, ValueError) as error:
+        return f"{str(folder / FACTS)!r} cannot name the change: {reason(error)}"
+    return "; ".join(_named(then, facts))
 
 
 def _named(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

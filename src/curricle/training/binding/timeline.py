@@ -227,6 +227,16 @@ class Timeline:
         self._start = 0
         self._losses = _LossWindows(TimelineState())
 
+    def restart(self) -> None:
+        """Return to the state before the first step."""
+        self._ends, self._start = [], 0
+        self._losses = _LossWindows(TimelineState())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the stages."""
+        return tuple(span.name for span in self._spans)
+
     @property
     def start(self) -> int:
         """Return the first step of the open stage; without one, the number of steps taken."""
@@ -303,7 +313,7 @@ class Timeline:
             )
         return span
 
-    def add(self, losses: Iterable[Tensor]) -> None:
+    def add(self, losses: Iterable[Tensor | float]) -> None:
         """Add the losses of steps of the open stage; not read unless its rule needs them."""
         # Stages of fixed length do not even add up: on a GPU each sum would be one more kernel.
         if isinstance(self._spans[len(self._ends)].rule, UntilPlateau):
@@ -450,12 +460,12 @@ class _LossWindows:
             stale_windows=self._stale,
         )
 
-    def add(self, losses: Iterable[Tensor]) -> None:
+    def add(self, losses: Iterable[Tensor | float]) -> None:
         """Add losses to the window, where they lie."""
         for loss in losses:
             # Double, the precision of numbers in a checkpoint: the sum comes back with the same
             # bits. It stays a tensor, so that no step waits for a GPU to know it.
-            self._sum = self._sum + loss.double()
+            self._sum = self._sum + (loss if isinstance(loss, float) else loss.double())
 
     def has_plateau(self, rule: UntilPlateau) -> bool:
         """Return whether the loss has ceased to fall, and begin the next window."""

@@ -13,6 +13,7 @@ shape or type other than that of its own state: fused kernels read past the end 
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,11 +34,14 @@ from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.training.loop.best import BestPoint, BestWeights
+from curricle.training.loop.recovery import RecoveryState
 from curricle.values import parse, plain
 from curricle.yaml_specs import Document, from_json, kind_of
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
 ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in a run folder."""
 FOLDER = re.compile(r"step-(\d{9,})")
 """Name of a checkpoint: the number of steps done."""
 Slots = dict[str, tuple[bool, torch.dtype]]
@@ -61,6 +65,23 @@ class RunState:
     """Where the stages have ended, and the sums of the rule of the open one."""
     best: BestPoint | None = None
     """The evaluation with the best metric, if the run keeps its weights; they lie beside it."""
+    recovery: RecoveryState = field(default_factory=RecoveryState)
+    """Steps that were skipped or rolled back."""
+
+    @property
+    def content(self) -> Document:
+        """Return the state as plain data, without the best evaluation."""
+        content = {
+            "usage": plain(self.usage),
+            "records_bytes": self.records_bytes,
+            "records_head": self.records_head,
+            "run": self.run,
+            "timeline": plain(self.timeline),
+        }
+        # Only where something has failed, so that other checkpoints are what they were.
+        return content | (
+            {} if self.recovery == RecoveryState() else {"recovery": plain(self.recovery)}
+        )
 
 
 def hand_shares(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -83,8 +104,9 @@ def save_checkpoint(
     *,
     adapters: nn.ModuleList | None = None,
     best: BestWeights | None = None,
+    keep: int = 1,
 ) -> Path:
-    """Write a checkpoint and remove the one before it.
+    """Write a checkpoint and remove older ones.
 
     Of a student in shares, every other process calls `hand_shares` at the same time. The files are
     those of whole weights, so a run goes on with another number of processes.
@@ -96,13 +118,14 @@ def save_checkpoint(
         optimizer: Optimizer of the state.
         adapters: Adapters that the stage trains beside the student.
         best: The best weights until now, if the run keeps them.
+        keep: Number of checkpoints that stay, this one included.
 
     Returns:
         The folder of the checkpoint.
     """
     path = folder / _name(state.usage.steps)
     check_layout(folder)
-    older = [old for old in _checkpoints(folder) if old != path]
+    older = [old for old in checkpoints_in(folder) if old != path]
     with new_folder(path) as temporary:
         save_weights(module, temporary / STUDENT)
         # A parameter may have no state, so a missing state shows in this number alone.
@@ -113,26 +136,38 @@ def save_checkpoint(
             save_weights(adapters, temporary / ADAPTERS)
             file = temporary / ADAPTERS_OPTIMIZER
             counts[ADAPTERS_OPTIMIZER] = _save_optimizer(file, optimizer, adapters)
-        content = {
-            "usage": plain(state.usage),
-            "records_bytes": state.records_bytes,
-            "records_head": state.records_head,
-            "run": state.run,
-            "timeline": plain(state.timeline),
-            "tensors": counts,
-        }
+        content = state.content | {"tensors": counts}
         if best is not None and best.point is not None:
             content["best"] = plain(best.point)
             best.copy_to(temporary)
-        (temporary / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        # Last: the seal has the hash of every file before it.
-        seal = folder_seal(temporary, [file.name for file in temporary.iterdir()])
-        (temporary / SEAL).write_text(seal, encoding="utf-8")
+        _write_state(temporary, content)
     # A kill before this line leaves two checkpoints, of which the newer one is taken; the other
     # order might leave none.
-    for old in older:
+    for old in older[: len(older) - keep + 1]:
         remove_folder(old)
     return path
+
+
+def _write_state(folder: Path, content: Document) -> None:
+    """Write the state of a new checkpoint, and last the seal with the hash of every file."""
+    (folder / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    seal = folder_seal(folder, [file.name for file in folder.iterdir()])
+    (folder / SEAL).write_text(seal, encoding="utf-8")
+
+
+def replace_state(path: Path, state: RunState) -> None:
+    """Give a checkpoint another state, in one step; its tensors stay.
+
+    Args:
+        path: The checkpoint, which was read and checked.
+        state: The state.
+    """
+    content = _content(path) | state.content
+    with new_folder(path) as temporary:
+        for file in path.iterdir():
+            if file.name not in {STATE, SEAL}:
+                shutil.copyfile(file, temporary / file.name)
+        _write_state(temporary, content)
 
 
 def check_layout(folder: Path) -> None:
@@ -160,7 +195,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint below a folder, if there is one."""
-    checkpoints = _checkpoints(folder)
+    checkpoints = checkpoints_in(folder)
     return checkpoints[-1] if checkpoints else None
 
 
@@ -215,7 +250,8 @@ def _remedied(path: Path) -> Iterator[None]:
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; remove the folder {str(path)!r}: an unfinished run goes on from an older "
-            f"checkpoint if there is one, else anew"
+            f"checkpoint if there is one, else anew; 'curricle resume --fallback' keeps the folder "
+            f"under another name"
         ) from None
 
 
@@ -235,6 +271,7 @@ def _parsed_state(path: Path) -> RunState:
             # Checkpoints from before stages could end by a rule have no timeline.
             timeline=parse(TimelineState, content.get("timeline", {})),
             best=parse(BestPoint, content["best"]) if "best" in content else None,
+            recovery=parse(RecoveryState, content.get("recovery", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
@@ -321,7 +358,8 @@ def _named(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first; damaged ones are among them."""
     # A link may lead anywhere, so files behind it are neither read nor removed.
     # Either file marks a checkpoint: one that has lost the other is damaged, and has to be refused
     # instead of passed over for an older one.

@@ -11,7 +11,6 @@ training mode, submodules in evaluation mode, such as frozen batch normalization
 after each evaluation. All modes are restored after the run.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -21,23 +20,16 @@ from typing import Literal, NoReturn, final
 
 import torch
 
-from curricle import seeding
-from curricle.curriculum.durations import Duration, UntilMetric
+from curricle.curriculum.durations import Duration
 from curricle.errors import DivergenceError
-from curricle.metrics import CLASS_METRICS, NLL
+from curricle.metrics import NLL
 from curricle.models.eligibility import check_savable
-from curricle.models.restoring import (
-    Modes,
-    buffers_kept,
-    modes_kept,
-    modes_of,
-    set_modes,
-    train,
-)
+from curricle.models.restoring import modes_kept, modes_of, train
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
+    RecoveryRecord,
     StageEndRecord,
     StageRecord,
     Usage,
@@ -49,22 +41,22 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.best import best_facts, best_weights, check_evaluated
+from curricle.training.loop.checkpoints import CHECKPOINTS
 from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_outputs
 from curricle.training.loop.explained import Explained, explained_before
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, step_record, usage_after
-from curricle.training.loop.results import plain_metrics
-from curricle.training.loop.resuming import CHECKPOINTS, RunFolder
+from curricle.training.loop.recovery import Recovery
+from curricle.training.loop.resuming import RunFolder
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
+from curricle.training.loop.student_evaluation import StudentEvaluation
 from curricle.training.setup.interrupts import Interrupted, Interrupts
 
 StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
 Observer = Callable[[Record], None]
 """Function that receives every record; records are immutable and give no access to the engine."""
-CLASS_METRIC_NAMES = tuple(metric.name for metric in CLASS_METRICS)
-"""Metrics of every evaluator of this package, which need no trial before training."""
 
 
 @final
@@ -144,15 +136,10 @@ class TrainingRun:
         """Steps taken; -1 before the first stage is open."""
         self.run, self.metric, self.outputs = run, metric, outputs
         self.evaluate = with_outputs(evaluate, run.objectives)
-        rules = [stage.span.rule for stage in run.stages]
-        self._metric_names = (
-            metric,
-            *(rule.metric for rule in rules if isinstance(rule, UntilMetric)),
-        )
+        self._evaluation = StudentEvaluation(run, self.evaluate, metric)
         self._resume, self._until = resume, until
         self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
         self._usage = Usage()
-        self._modes: Modes = ()
         self._measured: Explained | None = None
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
@@ -169,7 +156,8 @@ class TrainingRun:
             is_writer=self._is_writer,
         )
         if self._best is not None:
-            self._metric_names = (*self._metric_names, self._best.metric)
+            self._evaluation.require(self._best.metric)
+        self._recovery = Recovery(run.settings, outputs.folder if self._is_writer else None)
         self._journal = Journal(
             None if outputs.folder is None else RunFolder.of(outputs.folder),
             run.student.module,
@@ -178,7 +166,9 @@ class TrainingRun:
             observers=outputs.observers if self._is_writer else (),
             facts={**run_facts(run), **best_facts(self._best, run.settings.eval_every)},
             best=self._best,
+            recovery=self._recovery,
             placement=run.settings.placement,
+            keep=run.settings.keep_checkpoints,
         )
 
     def __enter__(self) -> "TrainingRun":
@@ -217,11 +207,11 @@ class TrainingRun:
             # Here, and not at the first checkpoint, when steps would be lost.
             check_savable(module)
         stack.enter_context(modes_kept(module))
-        self._modes = train(module)
+        self._evaluation.modes = train(module)
         check_ids(self.evaluate, run.tables)
         if not self._resume:
             # Before the folder is taken: a call with another evaluation may write there.
-            self._try_evaluation()
+            self._evaluation.try_once()
         # Closed in the opposite order: the writer first, the lock of the folder after it.
         lock = stack.enter_context(ExitStack())
         stack.callback(self._journal.close)
@@ -230,7 +220,7 @@ class TrainingRun:
             return
         # A finished run has returned above and needs no evaluator.
         if self._resume and self._journal.resumed is None:
-            self._try_evaluation()
+            self._evaluation.try_once()
         if run.teacher is not None:
             # Last of all that may refuse: casting and compiling a teacher costs time and memory.
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
@@ -239,14 +229,15 @@ class TrainingRun:
         self._open_student(stack)
         # A run that goes on is tried with the weights of its checkpoint.
         if self._journal.resumed is not None:
-            self._try_evaluation()
+            self._evaluation.try_once()
 
     def _open_student(self, stack: ExitStack) -> None:
         """Divide the student among processes, if they hold shares of it, and make the optimizer."""
         run = self.run
         student = stack.enter_context(run.settings.placement.sharded(run.student))
         if student is not run.student:
-            self.run, self._modes = replace(run, student=student), modes_of(student.module)
+            self.run = replace(run, student=student)
+            self._evaluation.divide(self.run, modes_of(student.module))
         # Of all parameters, also those that a stage freezes: its state outlives stages, and torch
         # skips a parameter without a gradient.
         self._optimizer = run.optimizer.build(student.module.parameters())
@@ -269,7 +260,18 @@ class TrainingRun:
 
         Args:
             losses: Losses of steps that a group of students has taken; None takes the steps here.
+
+        Raises:
+            DivergenceError: If a step has failed, and the settings give no way to go on.
         """
+        try:
+            self._advance(losses)
+        except DivergenceError as error:
+            if not self._recovery.rolls_back():
+                raise
+            self._roll_back(error)
+
+    def _advance(self, losses: Sequence[StepLoss] | None) -> None:
         if self.end is not None:
             return
         while self.stepper is None:
@@ -296,7 +298,13 @@ class TrainingRun:
         self.num_steps += len(step_losses)
         # Before anything is saved: a checkpoint holds the sum over the open window, these steps
         # included.
-        self.timeline.add(loss.loss for loss in step_losses)
+        self.timeline.add(map(self._recovery.loss_for_rules, step_losses))
+        for loss in step_losses:
+            if loss.note:
+                number = self._recovery.micro_batches
+                self._write_recovery(stepper, loss.note, f"went on with {number} micro-batches")
+            if loss.fault:
+                self._write_recovery(stepper, loss.fault, "skipped")
         end, last = None, self.num_steps - 1
         is_due = self.num_steps == self.stop
         if is_due:
@@ -315,6 +323,28 @@ class TrainingRun:
             # Not after the end of a stage, whose successor has another first step.
             self.stop = self.timeline.due(self.num_steps)
         return end
+
+    def _write_recovery(self, stepper: Stepper, fault: str, action: str) -> None:
+        """Record that the last step has failed, and the reaction."""
+        self._spend(self._now())
+        stage = stepper.stage.declared.name
+        self._journal.write(
+            RecoveryRecord(stage=stage, fault=fault, action=action, usage=self._usage)
+        )
+
+    def _roll_back(self, error: DivergenceError) -> None:
+        """Return to the newest checkpoint after a failed step.
+
+        Raises:
+            DivergenceError: If there is none.
+        """
+        if self.stepper is not None:
+            self._spend(self._now())
+            self.stepper = None
+            self._stage_stack.close()
+        if not self._journal.roll_back(str(error), self._usage, self._optimizer):
+            raise DivergenceError(f"{error}; no checkpoint was written before it") from error
+        self._usage, self._measured = self._journal.usage, None
 
     def skip(self, seconds: float) -> None:
         """Leave the time in which other runs advanced out of the training time.
@@ -348,6 +378,7 @@ class TrainingRun:
         # Otherwise a checkpoint lies within the stage: its record is on disk, and the state of the
         # optimizer goes on.
         if self._usage.steps == start:
+            self._recovery.enter_stage()
             if stage.declared.optimizer_state == "reset":
                 self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
             self._write_begin(stage, measured)
@@ -355,7 +386,14 @@ class TrainingRun:
         # A checkpoint at the border holds the adapters of the stage before.
         resumed = self._journal.resumed if self._before.steps > start else None
         with ExitStack() as stack:
-            stage_steps = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
+            stage_steps = stepping(
+                self.run,
+                stage,
+                self._optimizer,
+                start=start,
+                resumed=resumed,
+                recovery=self._recovery,
+            )
             stepper = stack.enter_context(stage_steps)
             self._take = stack.enter_context(self._stage_steps(stepper))
             self._stage_stack = stack.pop_all()
@@ -388,7 +426,7 @@ class TrainingRun:
     def _finish(self) -> None:
         files, module = self._journal.files, self.run.student.module
         try:
-            metrics = self._metrics(self.run.stages[-1])
+            metrics = self._evaluation.metrics(self.run.stages[-1], self._usage.steps - 1)
         except Exception as error:
             # The evaluation may be the user's, and training is over: its result is kept.
             if files is not None:
@@ -429,10 +467,7 @@ class TrainingRun:
         """
         settings, stage, done = self.run.settings, stepper.stage, step + 1
         if done % settings.log_every == 0:
-            # On a GPU this is the first look at a loss since the last record.
-            stepper.check(loss, step)
-            rate = stepper.learning_rate(step)
-            self._journal.write(step_record(stage, loss, learning_rate=rate, usage=self._usage))
+            self._write_loss(stepper, loss, step)
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.eval_every == 0
@@ -463,6 +498,16 @@ class TrainingRun:
         if every is not None and done % every == 0 and not reaches_goal:
             self._save(stepper, loss, step)
         return end
+
+    def _write_loss(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
+        """Record the loss of a step, unless it was skipped and has a record of its own."""
+        # On a GPU this is the first look at a loss since the last record.
+        stepper.check(loss, step)
+        if loss.fault:
+            return
+        rate = stepper.learning_rate(step)
+        record = step_record(stepper.stage, loss, learning_rate=rate, usage=self._usage)
+        self._journal.write(record)
 
     def _look(
         self,
@@ -522,7 +567,7 @@ class TrainingRun:
             Exception: The error of the evaluation.
         """
         try:
-            return self._metrics(stage)
+            return self._evaluation.metrics(stage, self._usage.steps - 1)
         except DivergenceError:
             # Where not every loss is checked, an error about that of the step is more precise.
             stepper.check(loss, step)
@@ -534,56 +579,3 @@ class TrainingRun:
             if self.outputs.folder is not None:
                 error.add_note(f"a checkpoint is in {str(self.outputs.folder / CHECKPOINTS)!r}")
             raise
-
-    @property
-    def _is_built_in_evaluator(self) -> bool:
-        """Return whether the evaluation is one of this package."""
-        return str(getattr(self.evaluate, "__module__", "")).startswith("curricle.")
-
-    def _try_evaluation(self) -> None:
-        """Check the result of the evaluation before a weight changes; nothing of it is recorded.
-
-        Evaluators of this package are not run for it if their metrics suffice.
-        """
-        if self._is_built_in_evaluator and set(self._metric_names) <= set(CLASS_METRIC_NAMES):
-            return
-        module = self.run.student.module
-        with (
-            # An evaluation of the user may move running statistics and draw random numbers; the run
-            # after it must be the one without a trial.
-            buffers_kept(module),
-            seeding.scoped(self.run.seed, "evaluation/trial", beyond_torch=True),
-        ):
-            self._evaluated()
-
-    def _evaluated(self) -> dict[str, float]:
-        """Return the evaluation of the student in its current state; its modes are restored."""
-        module = self.run.student.module
-        # Statistics of batches are those of the share of each process.
-        self.run.settings.placement.copy_first(module.buffers())
-        module.eval()
-        try:
-            with torch.no_grad(), self.run.settings.autocast():
-                return plain_metrics(self.evaluate(self.run.student), *self._metric_names)
-        finally:
-            module.train()
-            set_modes(self._modes)
-
-    def _metrics(self, stage: BoundStage) -> dict[str, float]:
-        """Return the student's finite metrics.
-
-        Raises:
-            DivergenceError: If the metric by which the run is judged, or any metric of an
-                evaluation of this package, is not finite.
-        """
-        metrics = self._evaluated()
-        for name, number in metrics.items():
-            # Metrics of the caller may be undefined for some students, as a precision without
-            # positive predictions; ours are finite for every student that has not diverged.
-            if not math.isfinite(number) and (name == self.metric or self._is_built_in_evaluator):
-                raise DivergenceError(
-                    f"{name!r} must be finite; got {number} in stage {stage.declared.name!r} "
-                    f"after step {self._usage.steps - 1} with seed {self.run.seed}"
-                )
-        # Records are strict JSON, which has no NaN.
-        return {name: number for name, number in metrics.items() if math.isfinite(number)}

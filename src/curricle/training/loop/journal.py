@@ -10,6 +10,7 @@ run is resumed, records after the checkpoint are dropped and written again.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from curricle.errors import CheckpointError
 from curricle.models.weights import save_weights
-from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Usage
+from curricle.records import EndRecord, Record, RecordWriter, RecoveryRecord, RunRecord, Usage
 from curricle.training.binding.facts import differences, write_facts
 from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.best import BestWeights
@@ -27,8 +28,11 @@ from curricle.training.loop.checkpoints import (
     hand_shares,
     load_checkpoint,
     read_state,
+    replace_state,
     save_checkpoint,
 )
+from curricle.training.loop.fallback import missing_notes
+from curricle.training.loop.recovery import Recovery
 from curricle.training.loop.resuming import RunFolder, owner_of
 from curricle.training.setup.placement import HOST, Placement
 from curricle.values import fingerprint
@@ -38,7 +42,7 @@ from curricle.values import fingerprint
 class Journal:
     """Records and checkpoints of one run."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything but the first three has a name
         self,
         files: RunFolder | None,
         student: nn.Module,
@@ -47,7 +51,9 @@ class Journal:
         observers: Sequence[Callable[[Record], None]] = (),
         facts: Mapping[str, object],
         best: BestWeights | None = None,
+        recovery: Recovery,
         placement: Placement = HOST,
+        keep: int = 1,
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.
 
@@ -58,9 +64,11 @@ class Journal:
             observers: Functions that receive every record.
             facts: Facts on which the result of the run depends.
             best: The best weights, if the run keeps them; they are part of its checkpoints.
+            recovery: Recovery of the run, whose state is part of its checkpoints.
             placement: Processes of the run; the first one writes the files, all read checkpoints.
+            keep: Number of checkpoints that stay.
         """
-        self.files = files
+        self.files, self._keep = files, keep
         self._student, self._timeline = student, timeline
         self.digest = fingerprint(dict(facts))
         """Digest of the facts."""
@@ -69,7 +77,7 @@ class Journal:
         self.usage = Usage()
         """Consumed by that checkpoint."""
         self._observers, self._facts = tuple(observers), facts
-        self._best, self._is_writer = best, placement.is_writer
+        self._best, self._recovery, self._is_writer = best, recovery, placement.is_writer
         self._placement = placement
         self._writer: RecordWriter | None = None
 
@@ -162,7 +170,18 @@ class Journal:
                 # After the record, whose digest decides; facts only name what differs.
                 write_facts(files.folder, self._facts)
             return
-        state = read_state(self.resumed, timeline=self._timeline)
+        self._restore(files, self.resumed)
+        # The file has it already; these observers have not seen it.
+        self._notify(opening)
+        if self._is_writer:
+            for note in missing_notes(
+                files.checkpoints, files.records, stage=self._stage_name, usage=self.usage
+            ):
+                self.write(note)
+
+    def _restore(self, files: RunFolder, checkpoint: Path) -> RunState:
+        """Return the state of a checkpoint after restoring all but student and optimizer."""
+        state = read_state(checkpoint, timeline=self._timeline)
         # Records first: if they are shorter than the checkpoint counts, the run is refused before a
         # weight moves.
         if self._is_writer:
@@ -170,10 +189,65 @@ class Journal:
                 files.records, keep_bytes=state.records_bytes, head=state.records_head
             )
         if self._best is not None:
-            self._best.restore(self.resumed, state.best)
+            self._best.restore(checkpoint, state.best)
+        self._recovery.restore(state.recovery)
         self.usage = state.usage
-        # The file has it already; these observers have not seen it.
-        self._notify(opening)
+        return state
+
+    def roll_back(self, fault: str, usage: Usage, optimizer: torch.optim.Optimizer) -> bool:
+        """Return to the newest checkpoint, and note that in the records and in the checkpoint.
+
+        Args:
+            fault: Sentence about the failed step.
+            usage: Consumed until it.
+            optimizer: The optimizer of the student's weights.
+
+        Returns:
+            Whether there was a checkpoint.
+        """
+        files = self.files
+        checkpoint = None if files is None else files.newest()
+        if files is None or self._writer is None or checkpoint is None:
+            return False
+        self._writer.close()
+        self._timeline.restart()
+        self.resumed = checkpoint
+        state = self._restore(files, checkpoint)
+        load_checkpoint(checkpoint, self._student, optimizer)
+        self._recovery.restore(self._recovery.rolled_back())
+        # The cost of the steps that are taken again is not forgotten.
+        self.usage = replace(usage, steps=state.usage.steps)
+        scale = self._recovery.learning_rate_scale
+        self.write(
+            RecoveryRecord(
+                stage=self._stage_name,
+                fault=fault,
+                action=f"rolled back to step {self.usage.steps}, learning rates times {scale:g}",
+                usage=self.usage,
+            )
+        )
+        self._writer.sync()
+        # A run that is interrupted before its next checkpoint must not return here at the old rate.
+        replace_state(checkpoint, self._state(self.usage))
+        return True
+
+    @property
+    def _stage_name(self) -> str:
+        """Return the name of the open stage, or of the last one."""
+        remaining = self._timeline.remaining()
+        return self._timeline.names[remaining[0] if remaining else -1]
+
+    def _state(self, usage: Usage) -> RunState:
+        """Return where the run stands."""
+        assert self._writer is not None  # noqa: S101 - only the writer saves
+        return RunState(
+            usage=usage,
+            records_bytes=self._writer.size,
+            records_head=self._writer.head,
+            run=self.digest,
+            timeline=self._timeline.state(),
+            recovery=self._recovery.snapshot(),
+        )
 
     def restore(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put the newest checkpoint into student and optimizer, if the run goes on from one.
@@ -219,20 +293,14 @@ class Journal:
             return
         # Not even a crash of the machine may leave a checkpoint whose records are lost.
         self._writer.sync()
-        state = RunState(
-            usage=usage,
-            records_bytes=self._writer.size,
-            records_head=self._writer.head,
-            run=self.digest,
-            timeline=self._timeline.state(),
-        )
         save_checkpoint(
             self.files.checkpoints,
-            state,
+            self._state(usage),
             self._student,
             optimizer,
             adapters=adapters,
             best=self._best,
+            keep=self._keep,
         )
         # All processes read this checkpoint from here on.
         self._placement.wait()

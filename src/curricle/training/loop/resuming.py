@@ -26,13 +26,15 @@ from curricle.models.weights import load_weights, save_weights
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.training.loop.best import BEST
 from curricle.training.loop.checkpoints import (
+    CHECKPOINTS,
     check_layout,
     clear_leftovers,
     latest_checkpoint,
 )
+from curricle.training.loop.recovery import clear_failed_steps
 
-CHECKPOINTS, FINISHED = "checkpoints", "model.safetensors"
-"""Names of the folder of checkpoints and of the finished weights in a run folder."""
+FINISHED = "model.safetensors"
+"""Name of the finished weights in a run folder."""
 
 
 @final
@@ -89,6 +91,7 @@ class RunFolder:
         stack.enter_context(locked(self.folder, remedy="wait for its end or take another folder"))
         # Under the lock only: temporary files of a running writer look like leftovers.
         clear_leftovers(self.checkpoints)
+        clear_failed_steps(self.folder)
         names = "|".join((self.records.name, self.weights.name, SEAL, BEST)).replace(".", r"\.")
         remove_leftovers(self.folder, names)
 

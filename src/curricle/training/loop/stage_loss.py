@@ -49,6 +49,10 @@ class StepLoss:
     """Number of those positions, at least 1."""
     weights: list[float]
     """Factor of each objective in the stage's loss."""
+    fault: str = ""
+    """Sentence about a step whose update was left out; empty for one that was applied."""
+    note: str = ""
+    """Sentence about a lack of memory, after which the step was taken in smaller micro-batches."""
 
     @property
     def terms(self) -> list[Tensor]:

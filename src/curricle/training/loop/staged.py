@@ -89,6 +89,11 @@ class StagedLoss:
                 f"'keep_best' must be False where a loop of your own takes the steps and "
                 f"evaluates; got {run.settings.keep_best!r}"
             )
+        if run.settings.checks_each_loss:
+            raise BindError(
+                f"'on_divergence' must be 'stop' where a loop of your own takes the steps, which "
+                f"sees each loss itself; got {run.settings.on_divergence!r}"
+            )
         for stage in run.stages:
             if len(adapters_of(stage.terms)):
                 raise BindError(

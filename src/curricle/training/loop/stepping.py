@@ -6,23 +6,24 @@ the gradient of the weighted means over the whole batch, clips it and updates th
 everything is put back when it closes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.data.finiteness import non_finite_words
-from curricle.errors import DivergenceError
+from curricle.errors import DivergenceError, OutOfMemoryError, short_reason
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.objectives.adapters import methods_of
-from curricle.objectives.base import Target
+from curricle.objectives.base import Target, compares_examples
 from curricle.records import Usage
 from curricle.training.binding.batches import LocatedErrors
 from curricle.training.binding.bound_objectives import adapters_in_optimizer, begin_adapters
@@ -30,6 +31,7 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.checkpoints import load_adapters
 from curricle.training.loop.prefetching import Prefetcher
+from curricle.training.loop.recovery import FAILED, Recovery
 from curricle.training.loop.stage_loss import (
     CALIBRATION_BATCHES,
     StageLoss,
@@ -37,13 +39,21 @@ from curricle.training.loop.stage_loss import (
     gradients_of_sums,
     open_stage_loss,
 )
+from curricle.training.setup.divergence import SkipSteps
 
 MOST_INSPECTED_STEPS = 100
 """Steps whose inputs are inspected after a non-finite loss, where not every loss is checked."""
 
+Buffers = list[tuple[Tensor, Tensor]]
+"""Buffers, each with a copy of its values."""
 TakeSteps = Callable[[int, int], list[StepLoss]]
 """Function of `first` and `stop` that takes one or more optimizer steps, from `first` on and before
 `stop`, and returns the loss of each. No record, evaluation or checkpoint is due between them."""
+
+
+def _restore(kept: Buffers) -> None:
+    for buffer, values in kept:
+        buffer.copy_(values)
 
 
 @final
@@ -71,9 +81,12 @@ class Stepper:
         *,
         start: int,
         unsummed: Callable[[], AbstractContextManager[object]] = nullcontext,
+        recovery: Recovery | None = None,
     ) -> None:
         """Take the parts that `stepping` has opened."""
         self._unsummed = unsummed
+        self.recovery = recovery or Recovery(run.settings)
+        """Judges the loss of each step."""
         self.start = start
         """First step of the stage."""
         self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
@@ -83,7 +96,6 @@ class Stepper:
         """Prepares the next step in a second thread; None prepares each step when it is taken."""
         self.num_taken = 0
         """Steps taken since the stage was opened."""
-        self._parts = run.settings.gradient_accumulation_steps
         self._placement = run.settings.placement
         self._num_processes = self._placement.num_processes
         # Gradients of adapters are part of the norm by which all are clipped.
@@ -92,7 +104,9 @@ class Stepper:
         # Looked up once, as properties cost a step of a small model time.
         self._num_steps, self._is_noisy = run.num_steps, run.is_noisy
         # On a GPU a look at every loss would wait for each step.
-        self._checks_each_step = not self._placement.is_queued
+        self._checks_each_step = not self._placement.is_queued or run.settings.checks_each_loss
+        self._can_skip = isinstance(run.settings.on_divergence, SkipSteps)
+        self._can_halve = run.settings.on_out_of_memory == "halve"
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -103,7 +117,8 @@ class Stepper:
             factor = optimizer.schedule.factor(step - self.start, stage.span.most)
         else:
             factor = optimizer.schedule.factor(step, self._num_steps)
-        return optimizer.learning_rate * factor * declared.learning_rate_scale
+        rate = optimizer.learning_rate * factor * declared.learning_rate_scale
+        return rate * self.recovery.learning_rate_scale
 
     def take(self, first: int, stop: int) -> list[StepLoss]:
         """Take one step; the following is prefetched unless it is `stop`; see `TakeSteps`.
@@ -126,6 +141,7 @@ class Stepper:
         Raises:
             DataError: If a batch cannot be read by a model; the stage and the step are named.
             DivergenceError: If the loss is not finite; the weights are those before the step.
+            OutOfMemoryError: If the memory does not suffice.
         """
         with LocatedErrors(self.stage.declared.name, step, self.run.seed):
             if self.prefetcher is None:
@@ -141,7 +157,8 @@ class Stepper:
         # is divided by the whole count.
         counts = self.loss.counts(batch)
         micro_batches = [
-            self._placement.part_of(micro_batch) for micro_batch in batch.split(self._parts)
+            self._placement.part_of(micro_batch)
+            for micro_batch in batch.split(self.recovery.micro_batches)
         ]
         # Ahead, the targets of all micro-batches are in memory at once, otherwise those of one.
         is_early = self.run.settings.prefetch == "targets"
@@ -158,15 +175,18 @@ class Stepper:
             # None and not zero: torch skips a parameter without gradient, so that one outside of
             # the stage neither decays nor gets a state.
             parameter.grad = None
-        if self._is_noisy:
-            with self._noise(step):
-                loss = self._accumulate(prepared)
-        else:
-            # Seeding the global generators costs every step time; most models draw nothing.
-            loss = self._accumulate(prepared)
-        if self._checks_each_step:
-            # Before the update, so that the weights stay those before the step.
-            self.check(loss, step)
+        kept = self._kept_buffers()
+        loss = self._passed_in_memory(prepared, step, kept)
+        # Before the update, so that the weights stay those before the step.
+        if self._checks_each_step and (fault := self._fault(loss)):
+            loss = self._skipped(loss, fault, step)
+            _restore(kept)
+            return loss
+        self._move(step)
+        return loss
+
+    def _move(self, step: int) -> None:
+        """Update the weights by their gradients."""
         for prepare in self._prepares:
             prepare()
         clip = self.run.settings.max_grad_norm
@@ -178,7 +198,77 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.step()
         self.num_taken += 1
-        return loss
+
+    def _kept_buffers(self) -> Buffers:
+        """Return the buffers of the student with copies, where a failed pass may move them."""
+        if not self._can_skip and not self._can_halve:
+            return []
+        # Running statistics, for example, which may not be finite after a failed pass.
+        return [(buffer, buffer.clone()) for buffer in self.run.student.module.buffers()]
+
+    def _passed_in_memory(self, prepared: Prepared, step: int, kept: Buffers) -> StepLoss:
+        """Return the loss of a step, in smaller micro-batches if memory lacks and settings say so.
+
+        Raises:
+            OutOfMemoryError: If the memory does not suffice.
+        """
+        note = ""
+        while True:
+            try:
+                loss = self._passed(prepared, step)
+                return replace(loss, note=note) if note else loss
+            except torch.OutOfMemoryError as error:
+                shortage = OutOfMemoryError(self._shortage(prepared, step, error))
+                if not self._can_halve or not self._is_divisible(prepared):
+                    raise shortage from error
+                note = str(shortage)
+            # Outside of the handler, whose traceback holds the activations of the failed pass.
+            for parameter in self._parameters:
+                parameter.grad = None
+            _restore(kept)
+            self.recovery.halve()
+            prepared = self.prepared(step)
+
+    def _shortage(self, prepared: Prepared, step: int, error: torch.OutOfMemoryError) -> str:
+        """Return the sentence about a lack of memory."""
+        number = len(prepared.parts)
+        examples = sum(batch.num_examples for batch, _ in prepared.parts)
+        remedy = (
+            f"'gradient_accumulation_steps' of {2 * number}"
+            if (self._is_divisible(prepared))
+            else "a smaller batch"
+        )
+        return (
+            f"'batch' must fit into memory; it does not in stage {self.stage.declared.name!r} at "
+            f"step {step}, with {examples} examples in {number} micro-batches of "
+            f"{examples // number}; choose {remedy}, precision='bfloat16' or a smaller student: "
+            f"{short_reason(error)}"
+        )
+
+    def _is_divisible(self, prepared: Prepared) -> bool:
+        """Return whether the micro-batches of a step can be halved."""
+        compares = any(compares_examples(term.objective) for term in self.loss.terms)
+        sizes = [batch.num_examples // batch.group for batch, _ in prepared.parts]
+        return not compares and all(size % 2 == 0 for size in sizes)
+
+    def _passed(self, prepared: Prepared, step: int) -> StepLoss:
+        """Return the loss of a step after computing its gradient."""
+        if not self._is_noisy:
+            # Seeding the global generators costs every step time; most models draw nothing.
+            return self._accumulate(prepared)
+        with self._noise(step):
+            return self._accumulate(prepared)
+
+    def _skipped(self, loss: StepLoss, fault: str, step: int) -> StepLoss:
+        """Return the loss of a failed step with its fault, if the step may be skipped.
+
+        Raises:
+            DivergenceError: If it may not.
+        """
+        sentence = self._failed(fault, step)
+        if not self.recovery.skips():
+            raise DivergenceError(f"{sentence}{self.recovery.bound}")
+        return replace(loss, fault=sentence)
 
     def _noise(self, step: int) -> AbstractContextManager[None]:
         """Return the context of a step in which global generators are seeded."""
@@ -222,18 +312,41 @@ class Stepper:
         # Without their graph, whose activations are freed before the next micro-batch.
         return [total.detach() for total in sums]
 
+    def _fault(self, loss: StepLoss) -> str:
+        """Return the rule that a step breaks before its update; empty if it breaks none."""
+        fault = self.recovery.fault(loss)
+        if fault or not self._can_skip:
+            return fault
+        # An infinite gradient of a finite loss would destroy the weights, which no skip mends.
+        gradients = [weight.grad for weight in self._parameters if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).item()
+        return "" if math.isfinite(norm) else f"'gradient' must be finite; got a norm of {norm}"
+
+    def _failed(self, fault: str, step: int) -> str:
+        """Return the sentence about a failed step, whose batch is kept.
+
+        Args:
+            fault: The rule that the step breaks.
+            step: The step.
+        """
+        name, seed = self.stage.declared.name, self.run.seed
+        sentence = f"{fault} in stage {name!r} at step {step} with seed {seed}"
+        sentence += self._blamed(step)
+        facts = {"stage": name, "seed": seed, "fault": sentence}
+        path = self.recovery.keep(self.run.stream.batch(step), step, facts)
+        if path is None:
+            return sentence
+        return f"{sentence}; its batch is in {f'{FAILED}/{path.name}'!r} of the run folder"
+
     def check(self, loss: StepLoss, step: int) -> None:
-        """Check that a loss is finite.
+        """Check that the loss of a step that was applied is finite.
 
         Raises:
             DivergenceError: If it is not; inputs that were not finite are named.
         """
-        if not loss.is_finite:
-            raise DivergenceError(
-                f"'loss' must be finite; got {loss.loss.item()} in stage "
-                f"{self.stage.declared.name!r} at step {step} with seed {self.run.seed}"
-                f"{self._blamed(step)}"
-            )
+        if not loss.fault and not loss.is_finite:
+            fault = f"'loss' must be finite; got {loss.loss.item()}"
+            raise DivergenceError(self._failed(fault, step))
 
     def _blamed(self, step: int) -> str:
         """Return the end of an error sentence for inputs that were not finite; empty if all were.
@@ -309,6 +422,7 @@ def stepping(
     *,
     start: int | None = None,
     resumed: Path | None = None,
+    recovery: Recovery | None = None,
 ) -> Iterator[Stepper]:
     """Open a stage: load its teacher, register hooks, freeze the weights that it does not train.
 
@@ -318,6 +432,7 @@ def stepping(
         optimizer: Moves the student, and the adapters of the stage as long as it is open.
         start: First step of the stage; None takes the planned one.
         resumed: Checkpoint from which the stage goes on; None begins it.
+        recovery: Recovery of the run; by default one that keeps nothing.
 
     Yields:
         The steps of the stage.
@@ -332,7 +447,9 @@ def stepping(
         first = stage.span.start if start is None else start
         # After the rest of the weights is frozen: gradients of all others are waited for.
         unsummed = stack.enter_context(run.settings.placement.synchronized(run.student))
-        stepper = Stepper(run, stage, optimizer, loss, start=first, unsummed=unsummed)
+        stepper = Stepper(
+            run, stage, optimizer, loss, start=first, unsummed=unsummed, recovery=recovery
+        )
         decay = run.optimizer.weight_decay
         stack.enter_context(adapters_in_optimizer(optimizer, loss.adapters, weight_decay=decay))
         if resumed is None:

@@ -16,6 +16,9 @@ _NO_ACCUMULATION = "do not support gradient accumulation"
 _BATCHED = "batched students, which take their steps as one model,"
 _SECONDS = "students that share a teacher share the machine, so seconds of one are not comparable"
 _ONE_PROCESS = "students of one teacher train in one process"
+_BLOCK_LOSSES = "the losses of a block are known after its updates"
+_TURNS = "students of one teacher are at one step, and one cannot return to an earlier one alone"
+_AGREED = "processes would have to agree on every failed step"
 _COST = "FLOPs and seconds depend on whether the teacher runs"
 
 INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
@@ -51,6 +54,22 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("batch_students", "max_grad_norm"): f"{_BATCHED} do not support gradient clipping",
         ("batch_students", "gradient_accumulation_steps"): f"{_BATCHED} {_NO_ACCUMULATION}",
         ("batch_students", "compile student"): f"{_BATCHED} do not support compiled blocks",
+        # Reactions to a failed step: the update of a single student must be left out or undone.
+        ("compiled_steps", "skip"): _BLOCK_LOSSES,
+        ("compiled_steps", "explosion"): _BLOCK_LOSSES,
+        ("batch_students", "skip"): f"{_BATCHED} cannot leave out the update of one of them",
+        ("batch_students", "explosion"): f"{_BATCHED} are judged together",
+        ("batch_students", "roll_back"): _TURNS,
+        ("share_teacher", "roll_back"): _TURNS,
+        ("parallel", "skip"): _AGREED,
+        ("parallel", "explosion"): _AGREED,
+        ("parallel", "roll_back"): _AGREED,
+        # Micro-batches are halved between the passes of a single student.
+        ("compiled_steps", "halve"): f"{_FUSED} {_NO_ACCUMULATION}",
+        ("batch_students", "halve"): f"{_BATCHED} {_NO_ACCUMULATION}",
+        ("share_teacher", "halve"): "students of one teacher read the same micro-batches",
+        ("prefetch", "halve"): "steps that are prepared ahead have the micro-batches of before",
+        ("parallel", "halve"): "one process alone may lack memory while others wait for it",
         # A budget in a unit that sharing or storing distorts would stop runs at points that cannot
         # be compared.
         ("share_teacher", "seconds"): _SECONDS,

@@ -1,10 +1,15 @@
 """Signals that end a run between two steps.
 
-SIGTERM (schedulers, `kill`), SIGHUP (a closed terminal) and, where a run writes a folder, SIGINT
-(ctrl-C) set a flag that the engine polls once a step. It then saves a checkpoint and raises
-`Interrupted`, so at most one step is lost. A second signal raises at once.
+SIGTERM (schedulers, `kill`), SIGUSR1 (schedulers ahead of their limit), SIGHUP (a closed terminal)
+and, where a run writes a folder, SIGINT (ctrl-C) set a flag that the engine polls once a step. It
+then saves a checkpoint and raises `Interrupted`, so at most one step is lost. A second signal
+raises at once.
 
-`Interrupted` need not be caught. Uncaught, SIGTERM and SIGHUP end the process with exit status 128
+Slurm sends SIGTERM when it preempts a job, and SIGKILL after the grace time of the partition;
+`sbatch --signal=B:USR1@120` sends SIGUSR1 two minutes before the limit of a job. The grace time
+has to cover one step and a checkpoint.
+
+`Interrupted` need not be caught. Uncaught, all but SIGINT end the process with exit status 128
 plus their number and without a traceback, as a `SystemExit` does. Ctrl-C stays a plain
 `KeyboardInterrupt`, since an exit would close an interactive Python; uncaught, it ends a script
 with a traceback.
@@ -34,7 +39,7 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
 
 Handler = Callable[[int, FrameType | None], None]
 LOGGER = logging.getLogger("curricle")
-ENDING = ("SIGTERM", "SIGHUP")
+ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1")
 """Signals that end a process by default."""
 DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 """Actions that are replaced while a run goes on."""
@@ -79,7 +84,7 @@ class Stopped(Interrupted):
 
 @final
 class Terminated(Interrupted, SystemExit):
-    """A run that SIGTERM or SIGHUP has ended; uncaught, it ends the process as the signal would."""
+    """A run that another signal has ended; uncaught, it ends the process as the signal would."""
 
     def __init__(self, signal_number: int, checkpoint: Path | None = None) -> None:
         """Describe the end; the arguments are those of `Interrupted`."""
@@ -220,7 +225,7 @@ def _handled(
         # Python refuses to install handlers elsewhere; a run in another thread leaves signals to
         # the program around it.
         if threading.current_thread() is threading.main_thread():
-            # Windows has no SIGHUP.
+            # Windows has neither SIGHUP nor SIGUSR1.
             for number in [getattr(signal, name) for name in names if hasattr(signal, name)]:
                 before = signal.getsignal(number)
                 # A handler that was not installed from Python reads as None, and stays, too.

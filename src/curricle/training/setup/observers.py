@@ -33,6 +33,7 @@ from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
+    RecoveryRecord,
     RunRecord,
     StageEndRecord,
     StageRecord,
@@ -178,15 +179,20 @@ class NoteLine:
         self._method = ""
 
     def __call__(self, record: Record, name: str | None = None, *, student: str = "") -> None:
-        """Print the notes of a run that opens, and a warning if its student ends at chance.
+        """Print the notes of a run that opens, failures that it survives, and an end at chance.
 
         Args:
             record: Any record of the run.
             name: Of the run's strategy in its spec; by default the curriculum's own name.
             student: Name of the student; by default that of the strategy.
         """
+        line = ""
         if isinstance(record, EndRecord) and is_at_chance(record.metrics, self._chance):
-            line = f"{student or name or self._method}: {AT_CHANCE}"
+            line = AT_CHANCE
+        elif isinstance(record, RecoveryRecord):
+            line = str(record)
+        if line:
+            line = f"{student or name or self._method}: {line}"
             self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
         if not isinstance(record, RunRecord):
             return

@@ -16,6 +16,7 @@ from pydantic import Field
 from curricle.errors import SpecError
 from curricle.models.inference import Inference
 from curricle.training.setup.compatibility import check_compatible
+from curricle.training.setup.divergence import OnDivergence, RollBack, StopRun
 from curricle.training.setup.placement import Device, Placement, Precision, find_placement
 from curricle.training.setup.processes import data_parallel
 from curricle.values import LONGEST_NAME, Line, value
@@ -45,6 +46,18 @@ def _is_one(replicas: int) -> bool:
 
 def _is_usual_timeout(timeout: float) -> bool:
     return timeout == TIMEOUT
+
+
+def _is_pair(number: int) -> bool:
+    return number == 2  # noqa: PLR2004 - the default
+
+
+def _is_stop(reaction: str) -> bool:
+    return reaction == "stop"
+
+
+def _is_plain_stop(reaction: OnDivergence) -> bool:
+    return reaction == StopRun()
 
 
 @final
@@ -83,10 +96,22 @@ class TrainingSettings:
     """Steps between records of the training loss."""
     save_every: int | None = Field(default=None, gt=0)
     """Steps between checkpoints to resume from; None writes none."""
+    keep_checkpoints: int = Field(default=2, gt=0, exclude_if=_is_pair)
+    """Number of checkpoints that stay, the newest included; the one before it serves where the
+    newest is damaged (`curricle resume --fallback`)."""
     keep_best: bool | BestMetric = Field(default=False, exclude_if=operator.not_)
     """Whether the student ends with the weights of its best evaluation, by the metric of the run or
     by one that is named here; of equal values the earlier counts. A teacher that a spec trains
     keeps its last weights."""
+    on_divergence: OnDivergence = Field(default=StopRun(), exclude_if=_is_plain_stop)
+    """Reaction to a step whose loss is not finite or explodes: `stop`, `skip` a limited number of
+    steps, or `roll_back` to the newest checkpoint with a lower learning rate. All but the plain
+    `stop` look at the loss of each step, for which a GPU is waited for."""
+    on_out_of_memory: Literal["stop", "halve"] = Field(default="stop", exclude_if=_is_stop)
+    """Reaction to a step for which the memory does not suffice. `stop` ends the run, naming stage,
+    batch and remedy; `halve` doubles `gradient_accumulation_steps` for the rest of the run and
+    takes the step again, so that the batch of the step stays the same. Results then agree within
+    rounding."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
     compile: Literal["none", "student", "teacher", "both"] = "none"
@@ -105,13 +130,19 @@ class TrainingSettings:
         """Check that no two settings exclude each other.
 
         Raises:
-            SpecError: If two do, or fused steps do not fit between two records.
+            SpecError: If two do, fused steps do not fit between two records, or there is nothing
+                to roll back to.
         """
         check_compatible(self.features(), SpecError)
         if self.replicas > 1 and self.parallel != "fsdp2":
             raise SpecError(
                 f"'replicas' has no effect with parallel={self.parallel!r}, where each process "
                 f"holds the student whole; choose 'fsdp2', or remove it (got {self.replicas})"
+            )
+        if isinstance(self.on_divergence, RollBack) and self.save_every is None:
+            raise SpecError(
+                "'save_every' must be set where 'on_divergence' rolls back to a checkpoint; got "
+                "None, which writes none"
             )
         # A block ends where something is due, so a longer one would never be taken as a whole and
         # every step would be single.
@@ -147,6 +178,13 @@ class TrainingSettings:
         }
         if self.parallel == "fsdp2":
             features["fsdp2"] = f"'{path}parallel=fsdp2'"
+        reaction = self.on_divergence
+        if reaction.kind != "stop":
+            features[reaction.kind] = f"'{path}on_divergence.kind={reaction.kind}'"
+        if reaction.explosion is not None:
+            features["explosion"] = f"'{path}on_divergence.explosion={reaction.explosion:g}'"
+        if self.on_out_of_memory == "halve":
+            features["halve"] = f"'{path}on_out_of_memory=halve'"
         # A property of three settings together; no single one of them is at fault.
         if self._shortest_interval == 1:
             features["every step"] = "an interval of 1 step between records or evaluations"
@@ -179,6 +217,11 @@ class TrainingSettings:
     def intervals(self) -> tuple[int, ...]:
         """Return the steps between records, evaluations and, if any are written, checkpoints."""
         return tuple(filter(None, (self.log_every, self.eval_every, self.save_every)))
+
+    @property
+    def checks_each_loss(self) -> bool:
+        """Return whether the loss of each step is judged, on a GPU too."""
+        return not _is_plain_stop(self.on_divergence)
 
     @property
     def best_metric(self) -> str:

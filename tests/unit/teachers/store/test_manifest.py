@@ -102,7 +102,13 @@ def test_a_digest_is_of_what_is_read() -> None:
     assert other.fingerprint([STATES]) != one
 
 
-@pytest.mark.parametrize("text", [None, "no json", "[]", json.dumps({"format": 2})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "no json", "[]", json.dumps({"format": 2})),
+        *(json.dumps({"sections": value}) for value in (3, None, ["x"], [{"codec": "x"}])),
+    ],
+)
 def test_a_folder_without_a_whole_manifest_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / MANIFEST).write_text(text)

@@ -112,11 +112,16 @@ def test_a_long_value_is_named_in_part(tmp_path: Path) -> None:
     assert len(differences(tmp_path, {"pattern": "b"})) < 120
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_a_folder_without_facts_names_nothing(content: str | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / FACTS).write_text(content)
+def test_a_folder_without_facts_names_nothing(tmp_path: Path) -> None:
     assert differences(tmp_path, facts()) == ""
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "flipped"])
+def test_damaged_facts_are_named(content: str, tmp_path: Path) -> None:
+    write_facts(tmp_path, facts())
+    flipped = (tmp_path / FACTS).read_text().replace("0", "1", 1)
+    (tmp_path / FACTS).write_text(flipped if content == "flipped" else content)
+    assert "run-facts.json' cannot name the change: " in differences(tmp_path, facts())
 
 
 @pytest.mark.parametrize("place", [0, -1])

@@ -19,9 +19,9 @@ from curricle.records import EndRecord, EvaluationRecord, Record, read_records
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.loop.best import BEST
-from curricle.training.loop.checkpoints import latest_checkpoint
+from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
 from curricle.training.loop.engine import Outputs
-from curricle.training.loop.resuming import CHECKPOINTS, FINISHED
+from curricle.training.loop.resuming import FINISHED
 from curricle.training.loop.staged import StagedLoss
 from tests.parts import bound, mlp, parity
 from tests.runs import contents

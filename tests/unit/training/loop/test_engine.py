@@ -49,13 +49,14 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import (
     ADAPTERS,
+    CHECKPOINTS,
     OPTIMIZER,
     STUDENT,
     latest_checkpoint,
     read_state,
 )
 from curricle.training.loop.engine import Outputs
-from curricle.training.loop.resuming import CHECKPOINTS, FINISHED
+from curricle.training.loop.resuming import FINISHED
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.placement import SingleDevice
@@ -633,7 +634,8 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> N
     with pytest.raises(
         DivergenceError,
         match=r"^'loss' must be finite; got nan in stage 'logits' at step 9 with seed 3; inputs of "
-        r"step 9 are not finite: 'inputs' holds 48 nan of 48 numbers, first in example 0$",
+        r"step 9 are not finite: 'inputs' holds 48 nan of 48 numbers, first in example 0; its "
+        r"batch is in 'failed-steps/step-000000009' of the run folder$",
     ):
         executed(run, tmp_path)
     path = latest_checkpoint(tmp_path / CHECKPOINTS)

@@ -14,7 +14,9 @@ from curricle.records import EndRecord, Record, RunRecord, StageRecord, Usage, r
 from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record
+from curricle.training.loop.recovery import Recovery
 from curricle.training.loop.resuming import RunFolder
+from curricle.training.setup.settings import TrainingSettings
 from tests.parts import bound, mlp
 
 RULE = UntilPlateau(at_most="20 steps", window=2, patience=1)
@@ -48,6 +50,7 @@ class Desk:
             self.timeline,
             observers=[self.seen.append],
             facts=FACTS | {"data": data},
+            recovery=Recovery(TrainingSettings()),
         )
 
     def open(self, stack: ExitStack, *, resume: bool = False) -> EndRecord | None:

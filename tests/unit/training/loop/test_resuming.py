@@ -18,9 +18,9 @@ from curricle.locks import LOCK, locked
 from curricle.models.tapped import TappedModel
 from curricle.records import RECORDS, EndRecord, Record, RecordWriter, RunRecord, read_records
 from curricle.training.distill import execute
-from curricle.training.loop.checkpoints import OPTIMIZER, STATE, STUDENT
+from curricle.training.loop.checkpoints import CHECKPOINTS, OPTIMIZER, STATE, STUDENT
 from curricle.training.loop.engine import Outputs
-from curricle.training.loop.resuming import CHECKPOINTS, FINISHED, RunFolder, owner_of
+from curricle.training.loop.resuming import FINISHED, RunFolder, owner_of
 from tests.parts import bound, mlp, parity
 
 STEPS = 8

@@ -21,9 +21,9 @@ from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
-from curricle.training.loop.checkpoints import latest_checkpoint, read_state
+from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint, read_state
 from curricle.training.loop.engine import Outputs
-from curricle.training.loop.resuming import CHECKPOINTS, FINISHED
+from curricle.training.loop.resuming import FINISHED
 from curricle.training.setup.interrupts import Interrupted, Interrupts
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity
@@ -62,10 +62,11 @@ def executed(
 
 
 def handlers() -> list[object]:
-    return [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
+    return [signal.getsignal(number) for number in numbers]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_ends_the_run_after_the_step_at_hand_with_a_checkpoint(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -108,6 +109,29 @@ def test_a_second_signal_does_not_wait_for_the_step() -> None:
         with pytest.raises(Interrupted, match="SIGHUP"):
             os.kill(os.getpid(), signal.SIGHUP)
         interrupts.requested = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_within_a_step_ends_the_run_at_once(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    class Twice(Signals):
+        def batch(self, step: int) -> Batch:
+            batch = super().batch(step)
+            if step == 5:
+                os.kill(os.getpid(), number)
+                raise AssertionError("the signal must not let the step go on")
+            return batch
+
+    before = handlers()
+    with pytest.raises(Interrupted, match=rf"^interrupted by {number.name}$"):
+        executed(Twice(number), tmp_path)
+    # Nothing of the step at hand is saved.
+    assert latest_checkpoint(tmp_path / CHECKPOINTS) is None
+    assert handlers() == before
+    _, weights = executed(Signals(), tmp_path, resume=True)
+    _, expected = executed(Signals(), None)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_a_signal_that_came_after_the_last_step_is_not_forgotten() -> None:
@@ -244,7 +268,7 @@ def test_a_script_that_a_signal_has_ended_says_so_in_a_line_and_in_its_exit_code
     assert (latest_checkpoint(tmp_path / "run" / CHECKPOINTS) is not None) == bool(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_what_ends_a_process_is_an_exit_with_its_code_and_still_an_interrupt(
     number: signal.Signals,
 ) -> None:

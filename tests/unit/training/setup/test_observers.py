@@ -13,6 +13,7 @@ from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
+    RecoveryRecord,
     RunRecord,
     StageEndRecord,
     StagePlan,
@@ -276,3 +277,13 @@ def test_a_student_that_ends_at_chance_is_named(student: str, name: str) -> None
     line(replace(END, metrics={"accuracy": 0.75}), student=student)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().startswith(f"{name}: the student ends at chance or below: ")
+
+
+def test_a_failure_that_a_run_survives_is_shown() -> None:
+    console = Console(file=io.StringIO(), width=400)
+    record = RecoveryRecord(
+        stage="logits", fault="'loss' is nan", action="skipped", usage=Usage(steps=7)
+    )
+    NoteLine(console)(record, student="small")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "small: step 7 (logits): skipped: 'loss' is nan\n"

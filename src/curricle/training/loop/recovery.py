@@ -1,0 +1,228 @@
+"""Recovery of a run from failed steps: judgment of losses, bounds, and the kept batch.
+
+A `Recovery` belongs to one run. It judges each loss by the reaction of the settings, counts what
+was skipped and rolled back, and holds the factor of the learning rate that returns have left. Its
+`state` is part of every checkpoint, so that a resumed run decides as the run that was not
+interrupted.
+
+The batch of a failed step lies in `failed-steps/step-N` of the run folder: its tensors as
+safetensors, `failure.json` with stage, step, seed and fault, and a manifest with their hashes.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from curricle.checksums import SEAL, folder_seal
+from curricle.data.batch import Batch, named
+from curricle.errors import CheckpointError
+from curricle.files import new_folder, remove_leftovers
+from curricle.models.weights import serializing
+from curricle.training.loop.stage_loss import StepLoss
+from curricle.training.setup.divergence import RollBack, SkipSteps
+from curricle.training.setup.settings import TrainingSettings
+from curricle.values import value
+
+FAILED = "failed-steps"
+"""Folder in the run folder with the batches of failed steps."""
+BATCH, FAILURE = "batch.safetensors", "failure.json"
+MEMORY = 32
+"""Steps over which the running mean of losses forgets, and before which it judges none."""
+
+
+@final
+@value
+class RecoveryState:
+    """State of a recovery in a checkpoint."""
+
+    skipped: int = 0
+    """Number of steps that were skipped."""
+    roll_backs: int = 0
+    """Number of returns to a checkpoint."""
+    learning_rate_scale: float = 1.0
+    """Factor of the learning rate."""
+    micro_batches: int = 0
+    """Number of micro-batches of a step after a lack of memory; 0 for that of the settings."""
+    mean_loss: float = 0.0
+    """Running mean of the losses of the open stage."""
+    num_losses: int = 0
+    """Number of these losses."""
+    last_loss: float | None = None
+    """Loss of the last step of the open stage that was applied; None before the first."""
+
+
+@final
+class Recovery:
+    """Recovery of one run."""
+
+    def __init__(self, settings: TrainingSettings, folder: Path | None = None) -> None:
+        """Begin without a failed step.
+
+        Args:
+            settings: Settings with the reaction.
+            folder: Run folder; None keeps no batches.
+        """
+        self.reaction = settings.on_divergence
+        """Reaction to a diverged step."""
+        self.state = RecoveryState()
+        """Counts and sums, without those of the open stage since it was set."""
+        self._folder = None if folder is None else folder / FAILED
+        self._mean, self._number = 0.0, 0
+        self._last: Tensor | float | None = None
+        self._is_tracking = settings.checks_each_loss
+        self._declared_micro_batches = settings.gradient_accumulation_steps
+
+    @property
+    def learning_rate_scale(self) -> float:
+        """Return the factor of the learning rate."""
+        return self.state.learning_rate_scale
+
+    @property
+    def micro_batches(self) -> int:
+        """Return the number of micro-batches of a step."""
+        return self.state.micro_batches or self._declared_micro_batches
+
+    def halve(self) -> None:
+        """Halve the micro-batches for the rest of the run."""
+        self.state = self._changed(micro_batches=2 * self.micro_batches)
+
+    def enter_stage(self) -> None:
+        """Forget the losses of the stage before, since other objectives have other losses."""
+        self._mean, self._number, self._last = 0.0, 0, None
+
+    def fault(self, loss: StepLoss) -> str:
+        """Return the rule that the loss of a step breaks; empty if the step may be applied.
+
+        Args:
+            loss: The loss, which is added to the running mean if it may be.
+        """
+        if not loss.is_finite:
+            return f"'loss' must be finite; got {loss.loss.item()}"
+        if not self._is_tracking:
+            return ""
+        ratio, total = self.reaction.explosion, loss.loss
+        if ratio is not None:
+            number = total.item()
+            if self._number >= MEMORY and number > ratio * self._mean > 0:
+                return (
+                    f"'loss' must stay below {ratio:g} times its running mean of "
+                    f"{self._mean:.4g}; got {number:.4g}"
+                )
+            self._number += 1
+            # A plain mean until the memory is full, then an exponential one.
+            self._mean += (number - self._mean) / min(self._number, MEMORY)
+        self._last = total
+        return ""
+
+    def skips(self) -> bool:
+        """Return whether a failed step is skipped, and count it."""
+        reaction = self.reaction
+        if not isinstance(reaction, SkipSteps) or self.state.skipped >= reaction.at_most:
+            return False
+        self.state = self._changed(skipped=self.state.skipped + 1)
+        return True
+
+    def rolls_back(self) -> bool:
+        """Return whether a failed step may be followed by a return to a checkpoint."""
+        return isinstance(self.reaction, RollBack) and self.state.roll_backs < self.reaction.at_most
+
+    def rolled_back(self) -> RecoveryState:
+        """Return the state after a return, from that of the checkpoint."""
+        assert isinstance(self.reaction, RollBack)  # noqa: S101 - `rolls_back` comes first
+        scale = self.state.learning_rate_scale * self.reaction.learning_rate_scale
+        return self._changed(roll_backs=self.state.roll_backs + 1, learning_rate_scale=scale)
+
+    @property
+    def bound(self) -> str:
+        """Return the end of an error sentence where a bound is reached; empty otherwise."""
+        reaction, state = self.reaction, self.state
+        if isinstance(reaction, SkipSteps) and state.skipped:
+            return f"; {state.skipped} steps were skipped before, the limit of 'on_divergence'"
+        if isinstance(reaction, RollBack) and state.roll_backs >= reaction.at_most:
+            return (
+                f"; the run was rolled back {state.roll_backs} times before, the limit of "
+                f"'on_divergence'"
+            )
+        return ""
+
+    def loss_for_rules(self, loss: StepLoss) -> Tensor | float:
+        """Return the loss that counts for the rules of stages.
+
+        Of a skipped step it is that of the last step that was applied.
+
+        Args:
+            loss: Loss of a step.
+        """
+        if not loss.fault:
+            return loss.loss
+        return 0.0 if self._last is None else self._last
+
+    def snapshot(self) -> RecoveryState:
+        """Return the state for a checkpoint."""
+        last = None if self._last is None else float(self._last)
+        return self._changed(mean_loss=self._mean, num_losses=self._number, last_loss=last)
+
+    def restore(self, state: RecoveryState) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: Its state.
+        """
+        self.state = state
+        self._mean, self._number, self._last = state.mean_loss, state.num_losses, state.last_loss
+
+    def _changed(self, **changes: float | None) -> RecoveryState:
+        return replace(self.state, **changes)  # type: ignore[arg-type]
+
+    def keep(self, batch: Batch, step: int, facts: Mapping[str, object]) -> Path | None:
+        """Keep the batch of a failed step in the run folder, if there is one.
+
+        Args:
+            batch: The whole batch.
+            step: Its step.
+            facts: Facts about the failure, as plain data.
+
+        Returns:
+            The folder of the step; None if nothing was kept.
+        """
+        if self._folder is None:
+            return None
+        path = self._folder / f"step-{step:09d}"
+        # A disk that refuses must not hide the failure itself.
+        with suppress(CheckpointError), new_folder(path) as temporary:
+            with serializing(path):
+                save_file(_tensors(batch), temporary / BATCH)
+            text = json.dumps({"step": step, **facts}, indent=1)
+            (temporary / FAILURE).write_text(text, encoding="utf-8")
+            (temporary / SEAL).write_text(folder_seal(temporary, [BATCH, FAILURE]))
+        return path if path.is_dir() else None
+
+
+def clear_failed_steps(folder: Path) -> None:
+    """Remove leftovers of a process that was killed while it kept a batch.
+
+    Args:
+        folder: The run folder.
+    """
+    remove_leftovers(folder / FAILED, r"step-\d{9,}")
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """Return the tensors of a batch by the names of its fields, and of inputs within them."""
+    fields: dict[str, Mapping[str, Tensor]] = {
+        "inputs": named(batch.inputs),
+        "teacher_inputs": named(batch.teacher_inputs),
+    }
+    for name in ("labels", "selected", "valid", "alignment", "matched"):
+        fields[name] = named(getattr(batch, name))
+    return {
+        f"{field}/{name}" if name else field: tensor.detach().cpu().clone().contiguous()
+        for field, tensors in fields.items()
+        for name, tensor in tensors.items()
+    }
