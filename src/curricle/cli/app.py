@@ -12,10 +12,9 @@ them, so that help appears at once. Names and paths come from users: no console 
 """
 
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -27,8 +26,17 @@ from typer.core import TyperGroup
 from curricle.cli import evaluations, exports, launching
 from curricle.cli import targets as cli_targets
 from curricle.cli import trajectory_listing as cli_trajectory
+from curricle.cli.output import (
+    console,
+    exit_code,
+    print_figure,
+    print_line,
+    print_report,
+    progress_bars,
+    signal_words,
+)
 from curricle.cli.placing import CPUs, GPUs, Jobs, Place, Placing
-from curricle.errors import CurricleError, SpecError, visible
+from curricle.errors import CurricleError, visible
 from curricle.extras import package_version
 from curricle.training.setup import launchers
 
@@ -38,9 +46,6 @@ if TYPE_CHECKING:
     from curricle.runs.spec import RunSpec
     from curricle.runs.train import StudentRun
     from curricle_papers.recipes.recipe import Recipe, Scale
-
-WIDE = 140
-"""Columns of tables that do not go to a terminal."""
 
 
 @final
@@ -56,8 +61,11 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            print(f"curricle: stopped{_by(error)}; the same command starts again", file=sys.stderr)
-            raise typer.Exit(_code(error)) from None
+            print(
+                f"curricle: stopped{signal_words(error)}; the same command starts again",
+                file=sys.stderr,
+            )
+            raise typer.Exit(exit_code(error)) from None
 
 
 app = typer.Typer(
@@ -69,12 +77,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_targets.app, name="targets")
-# Of the processes of a launcher the first one prints.
-console = Console(markup=False, emoji=False, quiet=launchers.rank() > 0)
-if not console.is_terminal:
-    # Tables in a file or a pipe need not fit a terminal.
-    console = Console(width=WIDE, markup=False, emoji=False, quiet=console.quiet)
-
 Spec = Annotated[Path, typer.Argument(help="Run spec, a YAML file.", show_default=False)]
 Sets = Annotated[
     list[str] | None,
@@ -110,22 +112,6 @@ def main() -> None:
         sys.exit(2)
     finally:
         bar.close()
-
-
-def _code(error: KeyboardInterrupt) -> int:
-    """Return the exit code of a process that a signal has ended, as shells give it."""
-    return 128 + int(getattr(error, "signal_number", signal.SIGINT))
-
-
-def _by(error: KeyboardInterrupt) -> str:
-    """Return by which signal, but for the one from the keyboard, which needs no name."""
-    number = getattr(error, "signal_number", signal.SIGINT)
-    return "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-
-
-def _print(text: object) -> None:
-    """Print a line that may contain names from users."""
-    console.print(visible(str(text), keep="\n"), soft_wrap=True)
 
 
 def _show_version(is_requested: bool) -> bool:  # noqa: FBT001 - typer's own signature
@@ -198,7 +184,7 @@ def plan(
         lines = (*bound.notes, *label_notes(bound, trains_teacher=trains_teacher))
         for note in lines:
             if note not in notes:
-                _print(note)
+                print_line(note)
         notes |= dict.fromkeys(lines)
 
 
@@ -331,11 +317,11 @@ def reproduce(  # noqa: PLR0913 - the options of the command
     specs = claim(recipe, size, folder, line, assignments=sets or [], selected=selected)
     if limit is not None:
         specs, note = allotted(recipe, size, folder, specs, limit=limit, jobs=jobs)
-        _print(note)
+        print_line(note)
     measure(recipe, size, folder)
     again = line_again(read_recipe(folder), folder)
     _run_recipe(recipe, size, specs, jobs, again)
-    _report_figure(folder)
+    print_figure(folder)
 
 
 @app.command()
@@ -356,9 +342,9 @@ def report(
     from curricle.figure_points import RECIPE
 
     if len(runs) == 1 and (runs[0] / RECIPE).is_file():
-        _report_figure(runs[0], output)
+        print_figure(runs[0], output)
     else:
-        _report(runs, output)
+        print_report(runs, output)
 
 
 @app.command()
@@ -399,10 +385,10 @@ def probe(
     for grid in probe_grids(records):
         console.print(to_rich(grid))
     for note in rank_notes(records):
-        _print(note)
+        print_line(note)
     probes = run / PROBES
     for path in (probes, *save_probe_figure(records, probes.with_suffix(""))):
-        _print(path)
+        print_line(path)
 
 
 app.command()(evaluations.evaluate)
@@ -466,7 +452,7 @@ def _run_recipe(  # noqa: PLR0917 - private, called once
     tell = NoteLine(console, is_comparison=True)
     try:
         # A recipe may have hundreds of runs.
-        with _bars(are_transient=True) as new_bar:
+        with progress_bars(are_transient=True) as new_bar:
             bars: dict[str, Callable[[Record], None]] = {}
 
             def watch(name: str, record: "Record") -> None:
@@ -478,9 +464,9 @@ def _run_recipe(  # noqa: PLR0917 - private, called once
             finished = run(recipe, scale, specs, jobs=jobs, line=line, watch=watch)
     except KeyboardInterrupt as error:
         _say_stopped(error, next(iter(specs.values())), line)
-        raise typer.Exit(_code(error)) from None
+        raise typer.Exit(exit_code(error)) from None
     for panel in finished:
-        _report([panel])
+        print_report([panel])
 
 
 def _go_on(command: str, spec: "RunSpec", placing: Placing = HERE) -> None:
@@ -498,7 +484,7 @@ def _go_on(command: str, spec: "RunSpec", placing: Placing = HERE) -> None:
             _run(command, spec, placing)
     except KeyboardInterrupt as error:
         _say_stopped(error, spec)
-        raise typer.Exit(_code(error)) from None
+        raise typer.Exit(exit_code(error)) from None
 
 
 def _set_damaged_aside(run: Path) -> None:
@@ -516,7 +502,7 @@ def _say_stopped(error: KeyboardInterrupt, spec: "RunSpec", again: str = "") -> 
     """Print that a command was interrupted, and the effect of resuming."""
     has_saved = getattr(error, "checkpoint", None) is not None
     remedy = _remedy(spec, again, has_saved=has_saved)
-    print(f"curricle: stopped{_by(error)}; {visible(remedy)}", file=sys.stderr)
+    print(f"curricle: stopped{signal_words(error)}; {visible(remedy)}", file=sys.stderr)
 
 
 def _run(command: str, spec: "RunSpec", placing: Placing) -> None:
@@ -526,7 +512,7 @@ def _run(command: str, spec: "RunSpec", placing: Placing) -> None:
     elif command == "distill":
         _distill(spec)
     else:
-        _print(f"teacher in {spec.folder / 'teacher'}")
+        print_line(f"teacher in {spec.folder / 'teacher'}")
 
 
 def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
@@ -546,7 +532,7 @@ def _compare_students(spec: "RunSpec", placing: Placing) -> None:
     from curricle.training.setup.observers import NoteLine
 
     tell = NoteLine(console, is_comparison=True)
-    with _bars() as new_bar:
+    with progress_bars() as new_bar:
         bars = {str(run): new_bar(str(run)) for run in student_runs(spec)}
 
         def watch(run: "StudentRun", record: "Record") -> None:
@@ -554,13 +540,13 @@ def _compare_students(spec: "RunSpec", placing: Placing) -> None:
             bars[str(run)](record)
 
         run_all(spec, workers=placing.workers(), watch=watch)
-    _report([spec.folder])
+    print_report([spec.folder])
 
 
 def _teach(spec: "RunSpec") -> None:
     from curricle.runs.train import teach as train_teacher
 
-    with _bars() as new_bar:
+    with progress_bars() as new_bar:
         train_teacher(spec, [new_bar("teacher")])
 
 
@@ -569,48 +555,8 @@ def _distill(spec: "RunSpec") -> None:
     from curricle.training.setup.observers import NoteLine
 
     run = single_run(spec)
-    with _bars() as new_bar:
+    with progress_bars() as new_bar:
         end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
     best = f" (the best by {end.best_metric}, of step {end.best_step})" if end.best_metric else ""
-    _print(f"{run.name}: {metrics}{best} after {end.usage.steps} steps, in {spec.folder}")
-
-
-def _report(folders: list[Path], output: Path | None = None) -> None:
-    """Write and print a report of run folders; goal and budget are those of the first."""
-    from curricle.reports.headline import headline
-    from curricle.reports.tables import summary_table
-    from curricle.runs.report import usual_page, write_report
-
-    page = output or usual_page(folders)
-    summary = write_report(folders, page)
-    console.print(summary_table(summary))
-    notes = (summary.gap, summary.gap_note, summary.source_note, *summary.notes)
-    for line in filter(None, (*notes, headline(summary), f"report: {page}")):
-        _print(line)
-
-
-def _report_figure(folder: Path, output: Path | None = None) -> None:
-    """Write the report of a recipe's folder and print its results.
-
-    Raises:
-        SpecError: If it is wanted elsewhere.
-    """
-    from curricle.reports.reproduction import points_tables
-    from curricle.runs.report import write_figure
-
-    if output is not None:
-        raise SpecError(f"'--output' must be left out for a recipe's folder; got {str(output)!r}")
-    lines = write_figure(folder)
-    for table in points_tables(folder):
-        console.print(table)
-    for line in (*lines, f"report: {folder / 'report.html'}"):
-        _print(line)
-
-
-@contextmanager
-def _bars(*, are_transient: bool = False) -> "Iterator[Callable[[str], Callable[[Record], None]]]":
-    from curricle.training.setup.observers import ProgressBar, new_progress
-
-    with new_progress(console) as progress:
-        yield lambda name: ProgressBar(progress, name, is_transient=are_transient)
+    print_line(f"{run.name}: {metrics}{best} after {end.usage.steps} steps, in {spec.folder}")

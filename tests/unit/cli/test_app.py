@@ -112,10 +112,6 @@ def test_the_line_to_run_it_again_can_be_pasted() -> None:
     assert line == "curricle compare 'a b.yaml' --set 'budget=150 steps' --set 'seeds=[0]'"
 
 
-def test_tables_are_wide_where_there_is_no_terminal() -> None:
-    assert cli.console.is_terminal or cli.console.width == cli.WIDE
-
-
 def test_an_interrupted_recipe_is_gone_on_with_by_its_own_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -256,13 +252,6 @@ def demo_folder(parent: Path) -> Path:
     folder = parent / "run"
     start(demo_spec("parity", str(folder)), Origin(command="compare", title="", line=""))
     return folder
-
-
-@pytest.mark.parametrize("name", ["a[red]b", "x[/bold]", ":smile:"])
-def test_paths_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    with cli.console.capture() as captured:
-        cli._print(f"teacher in {name}")
-    assert captured.get() == f"teacher in {name}\n"
 
 
 def test_errors_do_not_change_the_terminal(
