@@ -80,22 +80,22 @@ def _of_run(run: Path, checkpoints: Path) -> list[Fallback]:
         if not fault:
             break
         damaged.append((checkpoint, fault))
-    whole = newest_first[len(damaged) :]
-    if not whole and not _is_finished(run):
+    intact = newest_first[len(damaged) :]
+    if not intact and not _is_finished(run):
         raise CheckpointError(
             f"{str(checkpoints)!r} must hold a whole checkpoint to fall back to; all "
             f"{len(damaged)} are damaged: {damaged[0][1]}"
         )
-    place = f"the run returns to {whole[0].name}" if whole else "the run is finished"
+    place = f"the run returns to {intact[0].name}" if intact else "the run is finished"
     fallbacks = []
     for checkpoint, fault in damaged:
         aside = _set_aside(checkpoint)
         action = f"{checkpoint.name!r} was renamed to {aside.name!r}; {place}"
         fallbacks.append(Fallback(fault=fault, action=action))
-    if whole and (fault := _cut_records(run, whole[0])):
+    if intact and (fault := _cut_records(run, intact[0])):
         action = f"{RECORDS!r} was copied to {ASIDE + RECORDS!r} and cut; {place}"
         fallbacks.append(Fallback(fault=fault, action=action))
-    if fallbacks and whole:
+    if fallbacks and intact:
         notes = [*read_fallbacks(checkpoints), *fallbacks]
         write_sealed(checkpoints / NOTES, {"fallbacks": [plain(note) for note in notes]})
     return fallbacks

@@ -51,8 +51,8 @@ TakeSteps = Callable[[int, int], list[StepLoss]]
 `stop`, and returns the loss of each. No record, evaluation or checkpoint is due between them."""
 
 
-def _restore(kept: Buffers) -> None:
-    for buffer, values in kept:
+def _restore(copies: Buffers) -> None:
+    for buffer, values in copies:
         buffer.copy_(values)
 
 
@@ -175,12 +175,12 @@ class Stepper:
             # None and not zero: torch skips a parameter without gradient, so that one outside of
             # the stage neither decays nor gets a state.
             parameter.grad = None
-        kept = self._kept_buffers()
-        loss = self._passed_in_memory(prepared, step, kept)
+        copies = self._kept_buffers()
+        loss = self._passed_in_memory(prepared, step, copies)
         # Before the update, so that the weights stay those before the step.
         if self._checks_each_step and (fault := self._fault(loss)):
             loss = self._skipped(loss, fault, step)
-            _restore(kept)
+            _restore(copies)
             return loss
         self._move(step)
         return loss
@@ -206,7 +206,7 @@ class Stepper:
         # Running statistics, for example, which may not be finite after a failed pass.
         return [(buffer, buffer.clone()) for buffer in self.run.student.module.buffers()]
 
-    def _passed_in_memory(self, prepared: Prepared, step: int, kept: Buffers) -> StepLoss:
+    def _passed_in_memory(self, prepared: Prepared, step: int, copies: Buffers) -> StepLoss:
         """Return the loss of a step, in smaller micro-batches if memory lacks and settings say so.
 
         Raises:
@@ -225,7 +225,7 @@ class Stepper:
             # Outside of the handler, whose traceback holds the activations of the failed pass.
             for parameter in self._parameters:
                 parameter.grad = None
-            _restore(kept)
+            _restore(copies)
             self.recovery.halve()
             prepared = self.prepared(step)
 
