@@ -1,43 +1,96 @@
-"""Formulae of communication, against what two gloo processes send."""
+"""Formulae of communication, against what placements send between two gloo processes."""
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, final
 
 import pytest
 import torch
 from torch import distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from curricle.models.hooked import HookedModel
+from curricle.models.restoring import frozen_but
+from curricle.training.setup.rank_costs import RankCosts
+from curricle.training.setup.settings import TrainingSettings
 from tests.unit.training.setup.test_rank_costs import BLOCKS, WIDTH, costs
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("processes")]
 
+NUM_PROCESSES = 2
 GLOO_REDUCE_SCATTER = 2
 """Rings of gloo's reduce-scatter, which is an all-reduce of which each process takes its part."""
 IO = Path("/proc/self/io")
+
+
+class Case(NamedTuple):
+    """A stage in two processes."""
+
+    parallel: Literal["ddp", "fsdp2"]
+    depth: int
+    """Deepest tap of the stage; with all blocks also the head."""
+    num_frozen: int = 0
+    """Blocks below those that it trains."""
+    micro_batches: int = 1
+    replicas: int = 1
+
+    @property
+    def trained(self) -> set[str]:
+        """Return the names of the trained weights; the head is module `BLOCKS`."""
+        last = self.depth + (self.depth == BLOCKS)
+        return {f"{number}.weight" for number in range(self.num_frozen, last)}
+
+    def planned(self) -> RankCosts:
+        """Return the costs by the formulae."""
+        return costs(
+            self.depth,
+            self.parallel,
+            NUM_PROCESSES,
+            num_frozen=self.num_frozen,
+            micro_batches=self.micro_batches,
+            replicas=self.replicas,
+        )
+
+
+DDP = [
+    *(Case("ddp", depth) for depth in (1, 2, BLOCKS)),
+    Case("ddp", BLOCKS, num_frozen=1),
+    Case("ddp", BLOCKS, micro_batches=3),
+]
+FSDP2 = [
+    *(Case("fsdp2", depth) for depth in (1, 2, BLOCKS)),
+    Case("fsdp2", 2, num_frozen=1),
+    Case("fsdp2", BLOCKS, num_frozen=2),
+    Case("fsdp2", 1, micro_batches=2),
+    Case("fsdp2", BLOCKS, micro_batches=3),
+]
+REPLICAS = [
+    *(Case("fsdp2", depth, replicas=2) for depth in (1, BLOCKS)),
+    Case("fsdp2", BLOCKS, micro_batches=3, replicas=2),
+]
 Outcomes = dict[str, tuple[int, dict[str, int]]]
-"""Bytes and collectives of a step, by division and depth."""
+"""Bytes and collectives of a step, by case."""
 
 
-class Net(nn.Module):
-    """Blocks of equal width under a head; `depth` of them run."""
+@final
+class Collectives(TorchDispatchMode):
+    """Counts collectives by name; `CommDebugMode` of torch loses its place at an early exit."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(BLOCKS))
-        self.head = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
-        self.depth = depth
+        self.counts = Counter[str]()
 
-    def forward(self, state: torch.Tensor) -> torch.Tensor:
-        for block in list(self.blocks)[: self.depth]:
-            state = block(state).relu()
-        return torch.as_tensor(self.head(state)) if self.depth == BLOCKS else state
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def sent_bytes() -> int:
@@ -49,44 +102,56 @@ def sent_bytes() -> int:
 def measured(step: Callable[[], object]) -> tuple[int, dict[str, int]]:
     """Return the bytes that a step sends, and its collectives by name."""
     step()
-    with CommDebugMode() as mode:
+    with Collectives() as collectives:
         step()
     before = sent_bytes()
     step()
     distributed.barrier()
-    counts = {str(name): count for name, count in mode.get_comm_counts().items()}
-    return sent_bytes() - before, counts
+    return sent_bytes() - before, dict(collectives.counts)
 
 
-def sharded_step(depth: int) -> Callable[[], object]:
-    net, mesh = Net(depth), init_device_mesh("cpu", (distributed.get_world_size(),))
-    for block in net.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(net, mesh=mesh, reshard_after_forward=True)
-    return lambda: net(torch.ones(1, WIDTH)).sum().backward()
+@contextmanager
+def opened(case: Case) -> Iterator[Callable[[], None]]:
+    """Place a model as a run does, and return a step of it without the optimizer."""
+    widths = [*[WIDTH] * BLOCKS, 2 * WIDTH]
+    module = nn.Sequential(*(nn.Linear(WIDTH, width, bias=False) for width in widths))
+    student = HookedModel(module, blocks=[str(number) for number in range(BLOCKS)], head="3")
+    settings = TrainingSettings(parallel=case.parallel, replicas=case.replicas)
+    has_logits = case.depth == BLOCKS
+    with (
+        settings.placement.sharded(student) as model,
+        frozen_but(model.module, case.trained),
+        settings.placement.synchronized(model) as unsummed,
+    ):
+        places = [] if has_logits else [model.place(case.depth)]
+
+        def micro_batch() -> None:
+            with model.open_taps(places, logits=has_logits) as forward:
+                states = forward(torch.ones(1, WIDTH))
+                output = states.logits if has_logits else states.hidden[places[0]]
+                assert output is not None
+                output.sum().backward()
+
+        def step() -> None:
+            model.module.zero_grad()
+            for _ in range(case.micro_batches - 1):
+                with unsummed():
+                    micro_batch()
+            micro_batch()
+
+        yield step
 
 
-def replicated_step(depth: int) -> Callable[[], object]:
-    net = Net(depth)
-    net.head.requires_grad_(depth == BLOCKS)
-    for block in net.blocks[depth:]:
-        block.requires_grad_(False)
-    wrapped = DistributedDataParallel(net)
-    return lambda: wrapped(torch.ones(1, WIDTH)).sum().backward()
-
-
-def run_rank(rank: int, number: int, file: str, results: str) -> None:
-    """Write what each kind of step sends."""
+def run_rank(rank: int, file: str, results: str) -> None:
+    """Write what a step of each case sends."""
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=number
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=NUM_PROCESSES
     )
-    steps = {"ddp": replicated_step, "fsdp2": sharded_step}
-    outcomes = {
-        f"{parallel} {depth}": measured(build(depth))
-        for parallel, build in steps.items()
-        for depth in (1, 2, BLOCKS)
-    }
+    outcomes = {}
+    for case in (*DDP, *FSDP2, *REPLICAS):
+        with opened(case) as step:
+            outcomes[str(case)] = measured(step)
     if rank == 0:
         Path(results).write_text(json.dumps(outcomes))
     distributed.barrier()
@@ -95,37 +160,37 @@ def run_rank(rank: int, number: int, file: str, results: str) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
-    """Return bytes and collectives of a step in two processes, by division and depth."""
+    """Return bytes and collectives of a step in two processes."""
     if not IO.is_file():
         pytest.skip("the system does not count what a process writes")
     with tempfile.TemporaryDirectory() as folder:
         results = str(Path(folder, "results"))
-        spawn(run_rank, (2, str(Path(folder, "group")), results), nprocs=2)
+        spawn(run_rank, (str(Path(folder, "group")), results), nprocs=NUM_PROCESSES)
         loaded: Outcomes = json.loads(Path(results).read_text())
     return loaded
 
 
-@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
-def test_ddp_sends_the_bytes_of_the_formula(outcomes: Outcomes, depth: int) -> None:
-    sent, _ = outcomes[f"ddp {depth}"]
+@pytest.mark.parametrize("case", [*DDP, *REPLICAS], ids=str)
+def test_all_reduces_send_the_bytes_of_the_formula(outcomes: Outcomes, case: Case) -> None:
+    sent, _ = outcomes[str(case)]
     # Headers of messages, and the barrier.
-    assert sent == pytest.approx(costs(depth, "ddp", 2).sent, rel=0.02)
+    assert sent == pytest.approx(case.planned().sent, rel=0.02)
 
 
-@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
+@pytest.mark.parametrize("case", FSDP2, ids=str)
 def test_fsdp2_sends_the_bytes_of_the_formula_but_for_gloo_s_reduce_scatter(
-    outcomes: Outcomes, depth: int
+    outcomes: Outcomes, case: Case
 ) -> None:
-    sent, _ = outcomes[f"fsdp2 {depth}"]
-    plan = costs(depth, "fsdp2", 2)
-    expected = (plan.all_gathered + GLOO_REDUCE_SCATTER * plan.reduce_scattered) / 2
+    sent, _ = outcomes[str(case)]
+    plan = case.planned()
+    expected = (plan.all_gathered + GLOO_REDUCE_SCATTER * plan.reduce_scattered) / NUM_PROCESSES
     assert sent == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
-def test_fsdp2_makes_the_collectives_of_the_formula(outcomes: Outcomes, depth: int) -> None:
-    _, counts = outcomes[f"fsdp2 {depth}"]
-    plan = costs(depth, "fsdp2", 2)
+@pytest.mark.parametrize("case", FSDP2, ids=str)
+def test_fsdp2_makes_the_collectives_of_the_formula(outcomes: Outcomes, case: Case) -> None:
+    _, counts = outcomes[str(case)]
+    plan = case.planned()
     gathers = sum(count for name, count in counts.items() if "gather" in name)
     scatters = sum(count for name, count in counts.items() if "scatter" in name)
     assert (gathers, scatters) == (plan.num_all_gathers, plan.num_reduce_scatters)

@@ -61,7 +61,8 @@ class StageRanks:
     share: Passes
     """Passes of one of the processes that divide it."""
     rows: tuple[RankCosts, ...]
-    """One process alone, `ddp`, `fsdp2`, and `fsdp2` with a teacher that is shared as well."""
+    """One process alone, `ddp`, `fsdp2`, and `fsdp2` with a teacher that is shared as well, which
+    runs cannot do yet."""
 
 
 @final
@@ -81,7 +82,7 @@ class RankPlan:
         rows = tuple(
             (
                 stage.name,
-                f"{costs.parallel}, shared teacher" if costs.is_teacher_shared else costs.parallel,
+                _division(costs),
                 *(short(getattr(costs, column), "B") for column in COLUMNS),
             )
             for stage in self.stages
@@ -97,6 +98,11 @@ class RankPlan:
     def __str__(self) -> str:
         """Return the table."""
         return to_markdown(self.grid()).replace("&lt;", "<")
+
+
+def _division(costs: RankCosts) -> str:
+    replicas = f", {costs.replicas} replicas" if costs.replicas > 1 else ""
+    return f"{costs.parallel}{replicas}{', shared teacher' if costs.is_teacher_shared else ''}"
 
 
 # Nothing is trained, so each process of a launcher may plan.
@@ -115,7 +121,8 @@ def plan_ranks(  # noqa: PLR0913 - the arguments of `plan` on which sizes depend
 ) -> RankPlan:
     """Return memory and communication of one of several processes, without starting any.
 
-    Not counted are projections, adapters, the start, and temporary memory inside of blocks.
+    Not counted are projections, adapters, the start (with `fsdp2` each process holds the student
+    whole before the first step and after the last), and temporary memory inside of blocks.
 
     Args:
         student: The model that would learn; may be on torch's meta device.
@@ -124,14 +131,15 @@ def plan_ranks(  # noqa: PLR0913 - the arguments of `plan` on which sizes depend
         data: Training batches as in `distill`, of which the first is read.
         world_size: Number of processes.
         optimizer: How the weights would move.
-        settings: Precision, micro-batches.
+        settings: Precision, micro-batches, replicas of `fsdp2`.
         seed: Seed of the data.
 
     Returns:
         For each stage, one process alone and three ways to divide the work.
 
     Raises:
-        SpecError: If the number of processes is not positive, or does not divide the examples.
+        SpecError: If the number of processes is not positive, does not divide the examples, or is
+            no multiple of the replicas.
         BindError: If a model cannot run or has no such tap.
     """
     micro_batch = as_stream(data, seed).batch(0).split(settings.gradient_accumulation_steps)[0]
@@ -142,7 +150,8 @@ def plan_ranks(  # noqa: PLR0913 - the arguments of `plan` on which sizes depend
         settings=settings,
         is_stored=isinstance(teacher, StoredTeacher),
     )
-    return _planned(probe, curriculum, (micro_batch, _share(micro_batch, world_size)), world_size)
+    batches = micro_batch, _share(micro_batch, world_size, settings.replicas)
+    return _planned(probe, curriculum, batches, world_size=world_size, replicas=settings.replicas)
 
 
 def _tapped_teacher(teacher: AnyModel | StoredTeacher | None) -> TappedModel | None:
@@ -178,11 +187,19 @@ def planned_ranks(spec: RunSpec, student: StudentRun, world_size: int) -> RankPl
         settings=spec.engine,
         is_stored=spec.targets is not None,
     )
-    return _planned(probe, curriculum, (micro_batch, _share(micro_batch, world_size)), world_size)
+    batches = micro_batch, _share(micro_batch, world_size, spec.engine.replicas)
+    return _planned(
+        probe, curriculum, batches, world_size=world_size, replicas=spec.engine.replicas
+    )
 
 
 def _planned(
-    probe: SizeProbe, curriculum: Curriculum, batches: tuple[Batch, Batch], world_size: int
+    probe: SizeProbe,
+    curriculum: Curriculum,
+    batches: tuple[Batch, Batch],
+    *,
+    world_size: int,
+    replicas: int,
 ) -> RankPlan:
     """Return the plan of a curriculum from a micro-batch and the share of one process.
 
@@ -197,16 +214,21 @@ def _planned(
             if not stage.required:
                 continue
             raise BindError(f"stage {stage.name!r}: {error}") from None
-        stages.append(_ranks(stage.name, sizes, passes, world_size))
+        stages.append(_ranks(stage.name, sizes, passes, world_size=world_size, replicas=replicas))
     return RankPlan(name=curriculum.name, world_size=world_size, stages=tuple(stages))
 
 
-def _share(micro_batch: Batch, world_size: int) -> Batch:
+def _share(micro_batch: Batch, world_size: int, replicas: int) -> Batch:
     """Return the examples of one process.
 
     Raises:
-        SpecError: If the processes cannot divide the examples.
+        SpecError: If the processes cannot divide the examples, or the replicas not the processes.
     """
+    if world_size % replicas:
+        raise SpecError(
+            f"'world_size' must be a multiple of the {replicas} groups of 'replicas', which each "
+            f"hold the student once; got {world_size}; set 'replicas' to 1"
+        )
     try:
         return micro_batch.split(world_size)[0] if world_size > 0 else micro_batch.split(0)[0]
     except (DataError, ZeroDivisionError):
@@ -216,21 +238,22 @@ def _share(micro_batch: Batch, world_size: int) -> Batch:
         ) from None
 
 
-def _ranks(name: str, sizes: StageSizes, passes: Sequence[Passes], world_size: int) -> StageRanks:
+def _ranks(
+    name: str, sizes: StageSizes, passes: Sequence[Passes], *, world_size: int, replicas: int
+) -> StageRanks:
     batch_passes, rank_passes = passes
-    rows = [
-        rank_costs(sizes, batch_passes, parallel="none", num_processes=1),
-        rank_costs(sizes, rank_passes, parallel="ddp", num_processes=world_size),
-        rank_costs(sizes, rank_passes, parallel="fsdp2", num_processes=world_size),
-    ]
-    if sizes.teacher:
-        rows.append(
-            rank_costs(
-                sizes,
-                rank_passes,
-                parallel="fsdp2",
-                num_processes=world_size,
-                is_teacher_shared=True,
-            )
+    alone = rank_costs(sizes, batch_passes, parallel="none", num_processes=1)
+    copies = rank_costs(sizes, rank_passes, parallel="ddp", num_processes=world_size)
+    shares = (
+        rank_costs(
+            sizes,
+            rank_passes,
+            parallel="fsdp2",
+            num_processes=world_size,
+            replicas=replicas,
+            is_teacher_shared=is_teacher_shared,
         )
-    return StageRanks(name=name, batch=batch_passes, share=rank_passes, rows=tuple(rows))
+        for is_teacher_shared in ((False, True) if sizes.teacher else (False,))
+    )
+    rows = alone, copies, *shares
+    return StageRanks(name=name, batch=batch_passes, share=rank_passes, rows=rows)

@@ -77,6 +77,20 @@ def test_processes_that_cannot_divide_the_examples_are_refused(number: int) -> N
         planned(number)
 
 
+def test_replicas_of_the_settings_are_counted() -> None:
+    settings = curricle.TrainingSettings(parallel="fsdp2", replicas=2)
+    plan, group = planned(4, settings=settings), planned(2)
+    assert "| logits | fsdp2, 2 replicas |" in str(plan)
+    assert plan.stages[-1].rows[2].parameters == group.stages[-1].rows[2].parameters
+
+
+def test_replicas_that_do_not_divide_the_processes_are_refused() -> None:
+    settings = curricle.TrainingSettings(parallel="fsdp2", replicas=3)
+    message = "'world_size' must be a multiple of the 3 groups of 'replicas', .*; got 4"
+    with pytest.raises(SpecError, match=message):
+        planned(4, settings=settings)
+
+
 def test_a_missing_tap_names_its_stage() -> None:
     pairs = (curricle.LayerPair(student=9, teacher=1),)
     curriculum = curricle.extraction(total="4 steps", pairs=pairs, layer_fraction=0.5)

@@ -20,7 +20,7 @@ from curricle.curriculum.stages import Stage
 from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.restoring import frozen_but, train
-from curricle.models.shape_passes import ShapePasses, block_paths
+from curricle.models.shape_passes import ShapePasses
 from curricle.models.tapped import Activations, Place, TappedModel, run_trial
 from curricle.objectives.base import Objective, Reads, merge_reads
 from curricle.objectives.chunked import Chunk, chunk_rows
@@ -28,6 +28,7 @@ from curricle.training.setup.costs import Meter
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.rank_costs import Passes, StageSizes, Unit, Weight
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.sharding import unit_paths
 
 FLOAT_BYTES, LOW_BYTES = 4, 2
 """Bytes of a number in float32 and bfloat16."""
@@ -222,7 +223,7 @@ class _Calls:
 
     def __init__(self, model: TappedModel) -> None:
         """Take the model."""
-        self._paths, self._module = block_paths(model), model.module
+        self._paths, self._module = unit_paths(model), model.module
         self.forward: set[str] = set()
         self.backward: set[str] = set()
 

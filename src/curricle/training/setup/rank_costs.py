@@ -1,16 +1,22 @@
 """Memory and communication of one process of a group, from the sizes of its models.
 
-Every process holds both models whole (`ddp`), or its share of each weight (`fsdp2`), which is
-gathered unit by unit: each block is a unit, and the rest of the model, the root, is another.
+Every process holds both models whole (`ddp`), or its share of each of the student's weights
+(`fsdp2`), which is gathered unit by unit: each block is a unit, and the rest of the model, the
+root, is another.
 
 | bytes that a collective passes to the group in a step | `ddp` | `fsdp2` |
 |---|---|---|
-| all-reduce | gradients of trained weights | none |
-| all-gather, each micro-batch | none | units of the forward pass, and of the backward pass again |
-| reduce-scatter, each micro-batch | none | units with a trained weight |
+| all-reduce, once | gradients of trained weights | with replicas: shares of these gradients |
+| all-gather, each micro-batch | none | the root, and units of the forward and the backward pass |
+| reduce-scatter, once | none | gradients of trained weights |
 
-A ring of N processes sends (N - 1) / N of these bytes from each process, twice as much for an
-all-reduce. A frozen teacher is whole on each process, or shared and gathered once a pass.
+The root stays gathered from the forward to the backward pass. The backward pass gathers a unit
+before it needs it, so also the frozen one right below the lowest trained one. In all micro-batches
+but the last, gradients are added up whole. A ring of N processes sends (N - 1) / N of these bytes
+from each process, twice as much for an all-reduce. Replicas are groups of processes that each hold
+the student once: weights are gathered within a group, and gradients added up over groups.
+
+A shared teacher is an estimate for comparison: `setup.sharding` holds teachers whole.
 
 Design: FSDP2 divides each weight along its first axis into equal shares, the last one padded.
 Weights are gathered in the precision in which they are kept. A unit that the forward pass does not
@@ -81,7 +87,7 @@ class StageSizes:
     """Sizes of a stage's models and of its passes."""
 
     student: tuple[Unit, ...]
-    """Units of the student, the root first."""
+    """Units of the student, the root first, then blocks in the order of the forward pass."""
     teacher: tuple[Unit, ...]
     """Units of the teacher, the root first; none if no model teaches."""
     teacher_copies: int = 0
@@ -114,6 +120,8 @@ class RankCosts:
 
     parallel: Parallel
     """How processes divide the work."""
+    replicas: int = 1
+    """Groups of processes that each hold the student once, of `fsdp2`."""
     is_teacher_shared: bool
     """Whether each process holds a share of the teacher, not all of it."""
     parameters: int
@@ -123,7 +131,8 @@ class RankCosts:
     optimizer: int
     """Bytes of optimizer state."""
     gathered: int
-    """Bytes of gathered weights and of gradients before they are divided, of `fsdp2`."""
+    """Bytes of gathered weights and of gradients before they are divided, of `fsdp2`: those of a
+    unit, with several micro-batches those of all units."""
     teacher: int
     """Bytes of the teacher's weights, and of gathered ones."""
     activations: int
@@ -156,6 +165,7 @@ def rank_costs(
     *,
     parallel: Parallel,
     num_processes: int,
+    replicas: int = 1,
     is_teacher_shared: bool = False,
 ) -> RankCosts:
     """Return memory and communication of one process.
@@ -165,10 +175,14 @@ def rank_costs(
         passes: Memory of the passes of this process.
         parallel: How processes divide the work.
         num_processes: Their number; without effect for `none`.
-        is_teacher_shared: Whether `fsdp2` divides the teacher as well.
+        replicas: Number of groups that each hold the student once, of `fsdp2`; must divide the
+            number of processes.
+        is_teacher_shared: Whether `fsdp2` divides the teacher as well, within each group.
     """
     if parallel == "fsdp2":
-        return _fully_sharded(sizes, passes, num_processes, is_teacher_shared=is_teacher_shared)
+        return _fully_sharded(
+            sizes, passes, num_processes // replicas, replicas, is_teacher_shared=is_teacher_shared
+        )
     trained = sum(weight.whole() for weight in _weights(sizes.student) if weight.trained)
     is_divided = parallel == "ddp"
     return RankCosts(
@@ -188,36 +202,56 @@ def rank_costs(
 
 
 def _fully_sharded(
-    sizes: StageSizes, passes: Passes, num_processes: int, *, is_teacher_shared: bool
+    sizes: StageSizes, passes: Passes, num_shares: int, replicas: int, *, is_teacher_shared: bool
 ) -> RankCosts:
     weights, micro_batches = list(_weights(sizes.student)), sizes.micro_batches
-    forward = [unit for unit in sizes.student if unit.in_forward]
-    backward = [unit for unit in sizes.student if unit.in_backward]
-    trained = [unit for unit in backward if unit.whole(1, trained=True)]
+    forward = [unit for unit in sizes.student if unit.in_forward and unit.weights]
     teacher_units = [unit for unit in sizes.teacher if unit.in_forward] if is_teacher_shared else []
-    gathers = [unit.whole(num_processes) for unit in (*forward, *backward, *teacher_units)]
-    reduced = [unit.whole(num_processes, trained=True) for unit in trained]
+    gathers = micro_batches * [
+        unit.whole(num_shares)
+        for unit in (*forward, *_gathered_backward(sizes.student), *teacher_units)
+    ]
+    reduced = [
+        unit.whole(num_shares, trained=True)
+        for unit in sizes.student
+        if unit.in_backward and unit.whole(1, trained=True)
+    ]
+    gradients = sum(weight.share(num_shares) for weight in weights if weight.trained)
+    all_reduced = gradients if replicas > 1 else 0
+    # Gradients are whole until the reduce-scatter of their unit, in the last micro-batch.
+    whole_gradients = max(reduced, default=0) if micro_batches == 1 else sum(reduced)
     return RankCosts(
         parallel="fsdp2",
+        replicas=replicas,
         is_teacher_shared=is_teacher_shared,
-        parameters=sum(weight.share(num_processes) for weight in weights),
-        gradients=sum(weight.share(num_processes) for weight in weights if weight.trained),
+        parameters=sum(weight.share(num_shares) for weight in weights),
+        gradients=gradients,
         optimizer=sizes.moments
-        * sum(weight.share(num_processes) for weight in weights if weight.has_state),
-        # Gradients are whole until their unit's reduce-scatter.
-        gathered=_held(forward, num_processes) + max(reduced, default=0),
-        teacher=sum(weight.share(num_processes) for weight in _weights(sizes.teacher))
-        + _held(teacher_units, num_processes)
+        * sum(weight.share(num_shares) for weight in weights if weight.has_state),
+        gathered=_held(sizes.student, num_shares) + whole_gradients,
+        teacher=sum(weight.share(num_shares) for weight in _weights(sizes.teacher))
+        + _held(sizes.teacher, num_shares)
         if is_teacher_shared
         else _whole_teacher(sizes),
         activations=passes.activations,
         logits=passes.logits,
-        all_gathered=micro_batches * sum(gathers),
-        reduce_scattered=micro_batches * sum(reduced),
-        num_all_gathers=micro_batches * len(gathers),
-        num_reduce_scatters=micro_batches * len(reduced),
-        sent=_ring(micro_batches * (sum(gathers) + sum(reduced)), num_processes),
+        all_reduced=all_reduced,
+        all_gathered=sum(gathers),
+        reduce_scattered=sum(reduced),
+        num_all_gathers=len(gathers),
+        num_reduce_scatters=len(reduced),
+        sent=_ring(sum(gathers) + sum(reduced), num_shares) + 2 * _ring(all_reduced, replicas),
     )
+
+
+def _gathered_backward(student: tuple[Unit, ...]) -> list[Unit]:
+    """Return the units that a backward pass gathers, without the root, which is still gathered."""
+    blocks = [unit for unit in student[1:] if unit.in_forward and unit.weights]
+    if not any(unit.in_backward for unit in student):
+        return []
+    lowest = next((number for number, unit in enumerate(blocks) if unit.in_backward), len(blocks))
+    # FSDP2 gathers the unit before that which runs, whether the pass will come to it or not.
+    return blocks[max(lowest - 1, 0) :]
 
 
 def _weights(units: Iterable[Unit]) -> Iterator[Weight]:
@@ -228,9 +262,9 @@ def _whole_teacher(sizes: StageSizes) -> int:
     return sum(weight.whole() for weight in _weights(sizes.teacher)) + sizes.teacher_copies
 
 
-def _held(units: list[Unit], num_processes: int) -> int:
+def _held(units: tuple[Unit, ...], num_processes: int) -> int:
     """Return the bytes of gathered weights that are in memory together; the root comes first."""
-    sizes = [unit.whole(num_processes) for unit in units]
+    sizes = [unit.whole(num_processes) for unit in units if unit.in_forward]
     return sum(sizes[:1]) + sum(sorted(sizes[1:], reverse=True)[:PREFETCHED_UNITS])
 
 

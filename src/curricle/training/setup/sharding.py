@@ -33,6 +33,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from curricle.errors import BindError
 from curricle.models.hooked import HookedModel
 from curricle.models.hooked_forward import HookedForward, PlainCall
+from curricle.models.shape_passes import block_paths
 from curricle.models.shares import is_share, whole
 from curricle.models.tapped import TappedModel
 from curricle.training.setup.placement import Device, Placement, find_placement, kind_of
@@ -189,7 +190,7 @@ def _copied(model: HookedModel) -> HookedModel:
 def _shard(model: HookedModel, outermost: nn.Module, mesh: DeviceMesh) -> ShardedModule:
     """Return the root of a model whose blocks and remaining weights are sharded."""
     root = ShardedModule(outermost.get_submodule("module"))
-    blocks = _blocks(model)
+    blocks = [model.module.get_submodule(path) for path in unit_paths(model)]
     for block in blocks:
         fully_shard(block, mesh=mesh)
     # Explicit: by default the root keeps its weights gathered after a pass.
@@ -198,18 +199,20 @@ def _shard(model: HookedModel, outermost: nn.Module, mesh: DeviceMesh) -> Sharde
     return root
 
 
-def _blocks(model: HookedModel) -> list[nn.Module]:
-    """Return the blocks whose parameters belong to no other module of the model."""
-    paths = dict.fromkeys(model.place(number).path for number in range(1, model.depth + 1))
+def unit_paths(model: TappedModel) -> tuple[str, ...]:
+    """Return the paths of the blocks whose parameters belong to no other module of the model.
+
+    Args:
+        model: The model.
+    """
     named = dict(model.module.named_parameters(remove_duplicate=False))
-    blocks: dict[int, nn.Module] = {}
-    for path in paths:
+
+    def is_apart(path: str) -> bool:
         inside = {id(weight) for name, weight in named.items() if name.startswith(f"{path}.")}
         outside = {id(weight) for name, weight in named.items() if not name.startswith(f"{path}.")}
-        if inside and not inside & outside:
-            block = model.module.get_submodule(path)
-            blocks[id(block)] = block
-    return list(blocks.values())
+        return bool(inside) and not inside & outside
+
+    return tuple(path for path in block_paths(model) if is_apart(path))
 
 
 def _check(module: nn.Module) -> None:

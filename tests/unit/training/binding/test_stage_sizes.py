@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 import curricle
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
+from curricle.models.hooked import HookedModel
 from curricle.models.wrapping import tapped
 from curricle.training.binding.stage_sizes import SizeProbe
 from curricle.training.setup.costs import Meter
@@ -47,6 +49,21 @@ def test_a_layer_stage_reaches_the_blocks_below_its_tap() -> None:
     assert not any(weight.trained for weight in root.weights)
     # The teacher's tap is deeper.
     assert [unit.in_forward for unit in sizes.teacher] == [True, True, True]
+
+
+def test_blocks_that_share_weights_belong_to_the_root_as_in_runs() -> None:
+    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(2)), nn.Linear(6, 2))
+    module[1].weight = module[0].weight
+    probe = SizeProbe(
+        HookedModel(module, blocks=["0", "1"], head="2"),
+        None,
+        optimizer=AdamW(learning_rate=1e-3),
+        settings=TrainingSettings(),
+    )
+    (stage,) = curricle.from_labels(total="4 steps").stages
+    sizes, _ = probe.measure(stage, [Batch(inputs=torch.zeros(EXAMPLES, 6))])
+    (root,) = sizes.student
+    assert root.whole(1) == 4 * (6 * 6 + 2 * 6 + 7 * 2)
 
 
 def test_flops_are_those_of_the_products() -> None:

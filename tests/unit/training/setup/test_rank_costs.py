@@ -4,6 +4,7 @@
 """
 
 from curricle.training.setup.rank_costs import (
+    Parallel,
     Passes,
     RankCosts,
     StageSizes,
@@ -20,30 +21,58 @@ def weight(rows: int, columns: int, *, trained: bool = True) -> Weight:
     return Weight(shape=(rows, columns), item_bytes=4, trained=trained, has_state=trained)
 
 
-def sizes(depth: int = BLOCKS, *, teacher: tuple[Unit, ...] = ()) -> StageSizes:
-    """Return the sizes of a `Net` of which some blocks run."""
-    reached = [number < depth for number in range(BLOCKS)]
-    head = weight(2 * WIDTH, WIDTH, trained=depth == BLOCKS)
+def sizes(
+    depth: int = BLOCKS,
+    *,
+    num_frozen: int = 0,
+    micro_batches: int = 1,
+    teacher: tuple[Unit, ...] = (),
+) -> StageSizes:
+    """Return the sizes of blocks of equal width under a head; `depth` of them run."""
+    has_head = depth == BLOCKS
+    head = Unit(weights=(weight(2 * WIDTH, WIDTH, trained=has_head),), in_backward=True)
     blocks = [
         Unit(
-            weights=(weight(WIDTH, WIDTH, trained=is_in),),
-            in_forward=is_in,
-            in_backward=is_in,
+            weights=(weight(WIDTH, WIDTH, trained=num_frozen <= number < depth),),
+            in_forward=number < depth,
+            in_backward=num_frozen <= number < depth,
         )
-        for is_in in reached
+        for number in range(BLOCKS)
     ]
     return StageSizes(
-        student=(Unit(weights=(head,), in_backward=True), *blocks), teacher=teacher, moments=2
+        student=(head, *blocks), teacher=teacher, moments=2, micro_batches=micro_batches
     )
 
 
-def costs(depth: int, parallel: str, number: int) -> RankCosts:
-    return rank_costs(sizes(depth), NO_PASSES, parallel=parallel, num_processes=number)  # type: ignore[arg-type]
+def costs(
+    depth: int,
+    parallel: Parallel,
+    number: int,
+    *,
+    num_frozen: int = 0,
+    micro_batches: int = 1,
+    replicas: int = 1,
+) -> RankCosts:
+    parts = sizes(depth, num_frozen=num_frozen, micro_batches=micro_batches)
+    return rank_costs(parts, NO_PASSES, parallel=parallel, num_processes=number, replicas=replicas)
 
 
-def test_all_gathers_grow_with_the_depth_of_a_stage_to_two_a_unit() -> None:
-    # Measured with gloo: a root and k blocks are gathered twice.
-    assert [costs(depth, "fsdp2", 2).num_all_gathers for depth in (1, 2, 3)] == [4, 6, 8]
+def test_all_gathers_grow_with_the_depth_of_a_stage_by_two_a_block() -> None:
+    # The root stays gathered from the forward to the backward pass, blocks do not.
+    assert [costs(depth, "fsdp2", 2).num_all_gathers for depth in (1, 2, 3)] == [3, 5, 7]
+
+
+def test_one_frozen_block_is_gathered_for_the_backward_pass_too() -> None:
+    # The root, three blocks forward, and backward the third and the prefetched second.
+    assert costs(BLOCKS, "fsdp2", 2, num_frozen=2).num_all_gathers == 6
+
+
+def test_blocks_without_weights_are_not_gathered() -> None:
+    root, *blocks = sizes().student
+    empty = Unit(weights=(), in_backward=True)
+    padded = StageSizes(student=(root, empty, *blocks, empty), teacher=(), moments=2)
+    plan = rank_costs(padded, NO_PASSES, parallel="fsdp2", num_processes=2)
+    assert plan == costs(BLOCKS, "fsdp2", 2)
 
 
 def test_one_process_sends_nothing() -> None:
@@ -92,7 +121,21 @@ def test_a_shared_teacher_takes_its_share_and_is_gathered_once_a_micro_batch() -
     assert shared.all_gathered - whole.all_gathered == 5 * unit
 
 
-def test_gathers_repeat_for_each_micro_batch() -> None:
-    parts = StageSizes(student=sizes().student, teacher=(), moments=2, micro_batches=3)
-    plan = rank_costs(parts, NO_PASSES, parallel="fsdp2", num_processes=2)
-    assert plan.all_gathered == 3 * costs(BLOCKS, "fsdp2", 2).all_gathered
+def test_gathers_repeat_for_each_micro_batch_and_gradients_are_reduced_once() -> None:
+    plan, single = (costs(BLOCKS, "fsdp2", 2, micro_batches=number) for number in (3, 1))
+    assert plan.all_gathered == 3 * single.all_gathered
+    assert plan.reduce_scattered == single.reduce_scattered == 4 * (BLOCKS + 2) * WIDTH**2
+
+
+def test_gradients_are_whole_while_micro_batches_add_them_up() -> None:
+    plan, single = (costs(BLOCKS, "fsdp2", 2, micro_batches=number) for number in (3, 1))
+    # In place of those of the head, which is the largest unit, those of three blocks as well.
+    assert plan.memory - single.memory == BLOCKS * 4 * WIDTH**2
+
+
+def test_replicas_gather_within_their_group_and_add_up_gradients_over_groups() -> None:
+    plan, group = costs(BLOCKS, "fsdp2", 8, replicas=4), costs(BLOCKS, "fsdp2", 2)
+    assert plan.memory == group.memory
+    share = 4 * (BLOCKS + 2) * WIDTH**2 // 2
+    assert plan.all_reduced == share
+    assert plan.sent == group.sent + 2 * share * 3 // 4
