@@ -52,7 +52,8 @@ def test_a_layer_stage_reaches_the_blocks_below_its_tap() -> None:
 
 
 def test_blocks_that_share_weights_belong_to_the_root_as_in_runs() -> None:
-    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(2)), nn.Linear(6, 2))
+    with seeding.scoped(0, "blocks"):
+        module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(2)), nn.Linear(6, 2))
     module[1].weight = module[0].weight
     probe = SizeProbe(
         HookedModel(module, blocks=["0", "1"], head="2"),
