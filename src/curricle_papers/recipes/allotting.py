@@ -99,7 +99,7 @@ def allotment(
         largest = max(len(spec.seeds or SEEDS) for spec in leading.values())
         for count in range(largest, 0, -1):
             seeds = {name: min(count, len(spec.seeds or SEEDS)) for name, spec in leading.items()}
-            estimate = _total(leading, times, seeds, passes or {}, parallel)
+            estimate = _total(leading, times, seeds, passes or {}, parallel=parallel)
             if estimate <= usable:
                 return Allotment(
                     limit=limit,
@@ -121,6 +121,7 @@ def _total(
     times: Mapping[str, PanelTimes],
     seeds: Mapping[str, int],
     passes: Mapping[str, FirstPass],
+    *,
     parallel: int,
 ) -> float:
     """Return the time of all runs; equal teachers are trained once.

@@ -46,7 +46,7 @@ def test_a_run_that_ends_at_an_evaluation_is_evaluated_once_more(spec: RunSpec) 
 def test_a_teacher_is_evaluated_at_the_steps_of_its_checkpoints_too(spec: RunSpec) -> None:
     assert spec.teacher.total is not None
     steps = int(spec.teacher.total.number)
-    every = steps // 2
+    every = steps // 3
     fixed = replace(spec, engine=replace(spec.engine, eval_every=every))
     kept = [step for step in fixed.trajectory_steps() if step % every]
     assert kept
