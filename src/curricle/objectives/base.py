@@ -147,7 +147,9 @@ class Reads:
     """Number of leading classes that stand for the same tokens in both models; None if their
     tokenizers are unknown or equal."""
     models: tuple[TappedModel, TappedModel] | None = None
-    """Student and teacher, for an objective that reads their weights; None for others."""
+    """Student and teacher, for an objective that reads weights of one of them; None for others."""
+    student_weights: bool = False
+    """Whether the student's weights are read in every step, which must then be whole."""
 
 
 def merge_reads(all_reads: Sequence[Reads], *, full_student: bool) -> Reads:

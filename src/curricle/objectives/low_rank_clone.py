@@ -95,6 +95,7 @@ class LowRankClone:
                 *states,
             ),
             models=(student, model),
+            student_weights=True,
         )
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:

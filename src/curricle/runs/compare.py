@@ -66,6 +66,7 @@ from curricle.training.setup.arguments import (
 )
 from curricle.training.setup.observers import NewObserver, shown_progress
 from curricle.training.setup.optimizers import AdamW, Optimizer
+from curricle.training.setup.placement import kind_of
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
@@ -218,7 +219,11 @@ class _Plan:
             cluster: The cluster, and the resources of a task.
             runs: Strategies and seeds.
             folder: Folder of the comparison.
+
+        Raises:
+            BindError: If the device here is another than that of a task, or no node has room.
         """
+        _check_device(self.settings, cluster)
         workers = RayWorkers(cluster)
         settings = replace(self.settings, threads=workers.threads)
         # A function of the caller may hold what cannot be sent.
@@ -319,6 +324,21 @@ def _train_group(
 ) -> None:
     """Train the students of a group in a worker, also after another was lost before its end."""
     plan.train(group, folder, new_observer=lambda title: partial(watch, title), resume=True)
+
+
+def _check_device(settings: TrainingSettings, cluster: RayCluster) -> None:
+    """Check that `auto` means one device here, where the evaluation is made, and in the tasks.
+
+    Raises:
+        BindError: If it does not.
+    """
+    here, there = kind_of("auto"), "cuda" if cluster.num_gpus else "cpu"
+    if settings.device == "auto" and here != there:
+        raise BindError(
+            f"'device' must be the same here and in the tasks of the cluster; 'auto' is {here!r} "
+            f"here and {there!r} in tasks with num_gpus={cluster.num_gpus:g}; name the device or "
+            f"change 'num_gpus', or start the comparison on a machine that has the tasks' device"
+        )
 
 
 def _cluster(

@@ -1,12 +1,15 @@
 """Pilot of a spec: the time of its runs, from a few steps of each stage.
 
 A run is bound as it will be and a few steps of each of its stages are timed; its time is that of
-all its steps and evaluations. Steps are timed one by one, so runs with fused steps or batched
-students take less than the estimate. Not counted are checkpoints, compiling and the start-up of
-processes.
+all its steps and evaluations, those at the end and of the teacher's kept checkpoints included.
+Steps are timed one by one, so runs with fused steps or batched students take less than the
+estimate. Not counted are warm starts of students and calibrations of targets, checkpoints,
+compiling and the start-up of processes.
 
 Units: seconds.
 """
+
+from collections.abc import Sequence
 
 from curricle.models.restoring import looked_at
 from curricle.models.tapped import TappedModel
@@ -28,7 +31,8 @@ def teacher_seconds(spec: RunSpec) -> float:
         return 0.0
     data = open_task(spec, spec.seed, "train")
     run = teacher_run(spec, data)
-    return _seconds(run, run_evaluator(spec, data, None, spec.task.metric))
+    evaluate = run_evaluator(spec, data, None, spec.task.metric)
+    return _seconds(run, evaluate, spec.trajectory_steps())
 
 
 def student_seconds(spec: RunSpec, student: StudentRun) -> float:
@@ -43,13 +47,22 @@ def student_seconds(spec: RunSpec, student: StudentRun) -> float:
     return _seconds(run, run_evaluator(spec, data, run.teacher, spec.goal.metric))
 
 
-def _seconds(run: BoundRun, evaluate: Evaluator) -> float:
+def _seconds(run: BoundRun, evaluate: Evaluator, kept_steps: Sequence[int] = ()) -> float:
+    """Return the time of a run.
+
+    Args:
+        run: The run.
+        evaluate: Its evaluation.
+        kept_steps: Steps after which weights are kept, which are evaluated too.
+    """
     per_step = seconds_per_step(run)
     training = sum(
         stage.span.most * seconds for stage, seconds in zip(run.stages, per_step, strict=True)
     )
-    evaluations = -(-run.num_steps // run.settings.eval_every)
-    return training + evaluations * _evaluation_seconds(run, evaluate, run.student)
+    every = run.settings.eval_every
+    evaluated = {*range(every, run.num_steps + 1, every), *kept_steps}
+    # The end is evaluated once more, also after a step with an evaluation.
+    return training + (len(evaluated) + 1) * _evaluation_seconds(run, evaluate, run.student)
 
 
 def _evaluation_seconds(run: BoundRun, evaluate: Evaluator, student: TappedModel) -> float:

@@ -6,7 +6,11 @@ from its newest checkpoint.
 """
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -68,13 +72,20 @@ class RayWorkers:
         self._ray = ray
         self._has_connected = not ray.is_initialized()
         if self._has_connected:
-            ray.init(
-                address=cluster.address or os.environ.get("RAY_ADDRESS"),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="warning",
-            )
-        _check_room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            # `ray.init` sets a handler of its own, under which a run would not end at a step.
+            with _sigterm_kept():
+                ray.init(
+                    address=cluster.address or os.environ.get("RAY_ADDRESS"),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="warning",
+                )
+        try:
+            _check_room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        except BindError:
+            if self._has_connected:
+                ray.shutdown()
+            raise
         self._queue: Queue = queues.Queue(actor_options={"num_cpus": 0})
         self._empty = queues.Empty
         self._task = ray.remote(
@@ -126,6 +137,21 @@ class RayWorkers:
         self._queue.shutdown(force=True)
         if self._has_connected:
             self._ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Restore the handler of SIGTERM after the block; only the main thread has handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # None stands for a handler that was not set by Python, which cannot be set again.
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_room(cluster: RayCluster, nodes: list[dict[str, float]]) -> None:

@@ -99,7 +99,7 @@ def allotment(
         largest = max(len(spec.seeds or SEEDS) for spec in leading.values())
         for count in range(largest, 0, -1):
             seeds = {name: min(count, len(spec.seeds or SEEDS)) for name, spec in leading.items()}
-            estimate = _total(leading, times, seeds, passes or {}) / parallel
+            estimate = _total(leading, times, seeds, passes or {}, parallel=parallel)
             if estimate <= usable:
                 return Allotment(
                     limit=limit,
@@ -121,16 +121,26 @@ def _total(
     times: Mapping[str, PanelTimes],
     seeds: Mapping[str, int],
     passes: Mapping[str, FirstPass],
+    *,
+    parallel: int,
 ) -> float:
-    """Return the time of all runs, one after the other; equal teachers are trained once."""
+    """Return the time of all runs; equal teachers are trained once.
+
+    Students of a panel start after its teacher, which is one run: a panel takes the time of the
+    teacher, then that of its students on all processors, the longest student at least.
+    """
     teachers = {teacher_key(spec): times[name].teacher for name, spec in specs.items()}
-    students = (
-        # A first pass has a run with each rate.
-        (seeds[name] + (len(passes[name].rates) if name in passes else 0))
-        * sum(times[name].strategies.values())
-        for name in specs
-    )
-    return sum(teachers.values()) + sum(students)
+    students = 0.0
+    for name in specs:
+        costs = times[name].strategies.values()
+        # A first pass has a run with each rate, and ends before the panel's own runs start.
+        rates = len(passes[name].rates) if name in passes else 0
+        students += sum(
+            max(number * sum(costs) / parallel, max(costs, default=0.0))
+            for number in (rates, seeds[name])
+            if number
+        )
+    return sum(teachers.values()) + students
 
 
 def _choice(specs: Mapping[str, RunSpec], seeds: Mapping[str, int]) -> str:

@@ -1,5 +1,6 @@
 """Selections of channels, with energies by hand."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import curricle
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
@@ -18,8 +20,10 @@ from curricle.objectives.base import BoundObjective, Reads, Sample, pending_cali
 from curricle.objectives.channel_selection import ChannelSelection, largest_channels
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Projection
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.bound_run import bind
 from curricle.values import parse, plain
-from tests.parts import drawn
+from tests.parts import INPUTS, drawn, parity
 
 STUDENT, TEACHER = Place("student"), Place("teacher")
 IDS = {"input_ids": torch.zeros(2, 3, dtype=torch.long)}
@@ -148,6 +152,32 @@ def test_the_channels_of_the_largest_gradients_are_kept() -> None:
     factor = (hidden.square().mean() / kept.square().mean()).sqrt()
     assert torch.allclose(target, kept * factor, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_channels_of_a_divided_student_are_selected_by_gradients_of_its_whole_teacher() -> None:
+    with seeding.scoped(0, "models"):
+        student, teacher = (MLP(num_inputs=INPUTS, widths=(n,), num_classes=2) for n in (2, 4))
+    curriculum = curricle.one_shot(
+        total="2 steps",
+        objective=MatchHidden(
+            pair=LayerPair(student=1, teacher=1), projection=ChannelSelection(by="gradients")
+        ),
+    )
+    runs = [
+        bind(
+            curriculum,
+            student=tapped(deepcopy(student)),
+            teacher=LiveTeacher(tapped(teacher)),
+            stream=parity(),
+            optimizer=curricle.SGD(learning_rate=0.1),
+            settings=curricle.TrainingSettings(parallel=parallel, device="cpu"),
+            seed=0,
+        )
+        for parallel in ("none", "fsdp2")
+    ]
+    facts = [run.stages[0].terms[0].objective.target_facts for run in runs]
+    assert facts[0] == facts[1]
+    assert "'channels': [" in str(facts[0])
 
 
 def test_gradients_of_a_teacher_without_weights_are_refused() -> None:

@@ -1,5 +1,7 @@
 """Times of a spec's runs by a pilot, with a clock of the test for steps and evaluations."""
 
+from dataclasses import replace
+
 import pytest
 
 from curricle.runs import pilot
@@ -28,13 +30,25 @@ def spec(monkeypatch: pytest.MonkeyPatch) -> RunSpec:
 def test_a_student_takes_all_its_steps_and_evaluations(spec: RunSpec) -> None:
     assert spec.budget is not None
     steps = int(spec.budget.duration().number)
-    evaluations = -(-steps // spec.engine.eval_every)
+    evaluations = steps // spec.engine.eval_every + 1
     expected = STEP * steps + EVALUATION * evaluations
     assert [student_seconds(spec, run) for run in student_runs(spec)[:1]] == [expected]
 
 
-def test_a_teacher_takes_the_steps_of_its_total(spec: RunSpec) -> None:
+def test_a_run_that_ends_at_an_evaluation_is_evaluated_once_more(spec: RunSpec) -> None:
+    assert spec.budget is not None
+    steps = int(spec.budget.duration().number)
+    whole = replace(spec, engine=replace(spec.engine, eval_every=steps))
+    run = student_runs(whole)[0]
+    assert student_seconds(whole, run) == STEP * steps + EVALUATION * 2
+
+
+def test_a_teacher_is_evaluated_at_the_steps_of_its_checkpoints_too(spec: RunSpec) -> None:
     assert spec.teacher.total is not None
     steps = int(spec.teacher.total.number)
-    evaluations = -(-steps // spec.engine.eval_every)
-    assert teacher_seconds(spec) == STEP * steps + EVALUATION * evaluations
+    every = steps // 3
+    fixed = replace(spec, engine=replace(spec.engine, eval_every=every))
+    kept = [step for step in fixed.trajectory_steps() if step % every]
+    assert kept
+    evaluations = steps // every + len(kept) + 1
+    assert teacher_seconds(fixed) == STEP * steps + EVALUATION * evaluations

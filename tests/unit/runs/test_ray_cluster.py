@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import torch
 import curricle
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DivergenceError, SpecError
+from curricle.runs import ray_cluster
+from curricle.runs.compare import _check_device
 from curricle.runs.folder import end_of
 from curricle.runs.pool import compare, work_off
 from curricle.runs.ray_cluster import RayCluster, RayWorkers
@@ -168,6 +172,89 @@ def test_a_run_that_no_node_has_room_for_is_refused(address: str) -> None:
         BindError, match=r"must have the 8 CPUs and 0 GPUs of a run; the largest have 1 and 0"
     ):
         RayWorkers(RayCluster(address=address, num_cpus=8))
+
+
+class FakeRay:
+    """Ray with a node of one core, which takes over SIGTERM as Ray does."""
+
+    def __init__(self) -> None:
+        self.is_connected = False
+
+    def is_initialized(self) -> bool:
+        return self.is_connected
+
+    def init(self, **_options: object) -> None:
+        self.is_connected = True
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def shutdown(self) -> None:
+        self.is_connected = False
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    ray = FakeRay()
+    monkeypatch.setattr(ray_cluster, "imported", lambda *_names, **_words: ray)
+    return ray
+
+
+@pytest.fixture
+def _terminated() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.usefixtures("_terminated")
+def test_workers_that_find_no_room_leave_ray_and_the_handler_of_sigterm_as_before(
+    fake_ray: FakeRay,
+) -> None:
+    def handler(_number: int, _frame: object) -> None:
+        raise AssertionError
+
+    signal.signal(signal.SIGTERM, handler)
+    with pytest.raises(BindError, match="must have the 8 CPUs"):
+        RayWorkers(RayCluster(num_cpus=8))
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not fake_ray.is_connected
+
+
+def test_a_connection_of_the_caller_stays_when_there_is_no_room(fake_ray: FakeRay) -> None:
+    fake_ray.is_connected = True
+    with pytest.raises(BindError, match="must have the 8 CPUs"):
+        RayWorkers(RayCluster(num_cpus=8))
+    assert fake_ray.is_connected
+
+
+def test_a_thread_connects_without_handlers_of_signals(fake_ray: FakeRay) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(BindError, match="must have the 8 CPUs"),
+    ):
+        pool.submit(RayWorkers, RayCluster(num_cpus=8)).result()
+    assert not fake_ray.is_connected
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "num_gpus", "sentence"),
+    [
+        (True, 0.0, r"'auto' is 'cuda' here and 'cpu' in tasks with num_gpus=0; name the device"),
+        (False, 0.5, r"'auto' is 'cpu' here and 'cuda' in tasks with num_gpus=0.5; name"),
+    ],
+)
+def test_a_device_that_differs_here_and_in_the_tasks_is_refused(
+    has_gpu: bool, num_gpus: float, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    with pytest.raises(BindError, match=sentence):
+        _check_device(curricle.TrainingSettings(), RayCluster(num_gpus=num_gpus))
+    same = RayCluster(num_gpus=0.5 - num_gpus)
+    _check_device(curricle.TrainingSettings(), same)
+    _check_device(curricle.TrainingSettings(device="cpu"), RayCluster(num_gpus=num_gpus))
 
 
 def test_a_run_takes_some_resource() -> None:

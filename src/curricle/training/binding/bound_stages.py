@@ -446,7 +446,7 @@ class StageProbe:
         Raises:
             BindError: If it reads the student's weights.
         """
-        if self._settings.parallel == "fsdp2" and reads.models is not None:
+        if self._settings.parallel == "fsdp2" and reads.student_weights:
             raise BindError(
                 f"'parallel' must be 'ddp' for {type(objective).__name__}, which computes on whole "
                 f"weights of the student; got 'fsdp2'"

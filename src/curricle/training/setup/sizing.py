@@ -7,14 +7,17 @@ stage, so only a part of the memory is taken for weights; a run that is close to
 its placement.
 """
 
+import logging
 from dataclasses import replace
 
 from torch import nn
 
+from curricle.errors import SpecError
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.placement import Placement
 from curricle.training.setup.settings import TrainingSettings
 
+LOGGER = logging.getLogger(__name__)
 LARGEST_SHARE = 0.5
 """Share of a process's memory that weights, gradients and moments may take where each process holds
 the student whole."""
@@ -24,6 +27,8 @@ def settings_by_size(
     settings: TrainingSettings, student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer
 ) -> TrainingSettings:
     """Return settings in which `parallel` is no longer `auto`; others as they are.
+
+    Settings that `fsdp2` excludes, as `compile: student`, take `ddp` at any size, with a warning.
 
     Args:
         settings: The settings.
@@ -36,7 +41,12 @@ def settings_by_size(
     needed = training_bytes(student, optimizer)
     needed += 0 if teacher is None else sum(weight.nbytes for weight in teacher.parameters())
     chosen = _chosen(needed, settings.placement)
-    return replace(settings, parallel="fsdp2" if chosen else "ddp")
+    if chosen:
+        try:
+            return replace(settings, parallel="fsdp2")
+        except SpecError as error:
+            LOGGER.warning("'parallel: auto' takes 'ddp' for a student of this size: %s", error)
+    return replace(settings, parallel="ddp")
 
 
 def training_bytes(student: nn.Module, optimizer: Optimizer) -> int:

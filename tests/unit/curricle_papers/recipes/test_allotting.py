@@ -79,7 +79,20 @@ def test_the_pilot_is_paid_for() -> None:
 
 
 def test_runs_beside_each_other_take_less_time() -> None:
-    assert chosen(25, parallel=2) == {"first": 3, "last": 3}
+    # Two teachers, one after the other, and three seeds of two strategies in two panels.
+    assert chosen(2 * 10 + 2 * 3 * 5 / 2, parallel=2) == {"first": 3, "last": 3}
+    assert chosen(2 * 10 + 2 * 3 * 5 / 2 - 1, parallel=2) == {"first": 2, "last": 2}
+
+
+def test_a_panel_takes_its_teacher_and_its_longest_student_at_least() -> None:
+    specs = {"first": replace(SPEC, seeds=(0,)), "last": replace(OTHER, seeds=(0,))}
+    long = PanelTimes(teacher=100.0, strategies={"one_shot": 10.0})
+    short = PanelTimes(teacher=1.0, strategies={"one_shot": 10.0})
+    plan = allotment(specs, {"first": short, "last": long}, limit=80, parallel=2)
+    assert plan.seeds == {"first": 1, "last": 0}
+    assert plan.estimate == 1 + 10
+    with pytest.raises(SpecError, match="the pilot says 110 s"):
+        allotment({"first": specs["first"]}, {"first": long}, limit=80, parallel=2)
 
 
 def test_equal_teachers_are_trained_once() -> None:

@@ -55,6 +55,18 @@ def test_one_process_divides_nothing(student: nn.Module, monkeypatch: pytest.Mon
     assert settings_by_size(AUTO, student, None, ADAMW).parallel == "ddp"
 
 
+def test_a_compiled_student_is_not_divided_at_any_size(
+    student: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(SingleDevice, "memory_bytes", 1)
+    monkeypatch.setattr(SingleDevice, "num_processes", 2)
+    settings = TrainingSettings(parallel="auto", device="cpu", compile="student")
+    with caplog.at_level("WARNING", logger="curricle"):
+        assert settings_by_size(settings, student, None, ADAMW).parallel == "ddp"
+    assert "'parallel: auto' takes 'ddp'" in caplog.text
+    assert "'parallel=fsdp2' cannot be used with 'compile=student'" in caplog.text
+
+
 def test_stated_placements_stay(student: nn.Module) -> None:
     settings = TrainingSettings(parallel="ddp")
     assert settings_by_size(settings, student, None, ADAMW) is settings
