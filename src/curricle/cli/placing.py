@@ -42,7 +42,15 @@ class Placing:
             SpecError: If there is none of that name, or it does not take an option.
         """
         if self.place not in PLACES:
-            raise SpecError(f"'--on' {self.place!r} is no place; {near_names(self.place, PLACES)}")
+            raise SpecError(
+                f"'--on' must be 'local' or 'ray'; got {self.place!r}; "
+                f"{near_names(self.place, PLACES)}"
+            )
+        if self.place == "local" and (self.num_cpus, self.num_gpus) != (1.0, 0.0):
+            raise SpecError(
+                f"'--num-cpus' and '--num-gpus' must be left out without '--on ray'; got "
+                f"{self.num_cpus:g} and {self.num_gpus:g}"
+            )
         if self.place == "ray" and self.jobs != 1:
             raise SpecError(
                 f"'--jobs' must be left out with '--on ray', whose resources say how many students "

@@ -103,6 +103,8 @@ def work_off(
         try:
             _listen(submit(first), receive, lambda done: submit(following(submitted[done])))
         except Exception as error:
+            # A signal to the whole group has ended the workers, too.
+            raise_interrupt()
             if loss := workers.loss(error):
                 raise CheckpointError(f"{loss}; {again!r} goes on") from None
             raise

@@ -18,10 +18,15 @@ def test_several_jobs_have_processes_here() -> None:
 
 
 def test_an_unknown_place_is_named_with_those_there_are() -> None:
-    with pytest.raises(SpecError, match=r"'--on' 'raj' is no place; .*'ray'"):
+    with pytest.raises(SpecError, match=r"'--on' must be 'local' or 'ray'; got 'raj'"):
         Placing(place="raj")
 
 
 def test_a_cluster_takes_no_number_of_jobs() -> None:
     with pytest.raises(SpecError, match=r"'--jobs' must be left out with '--on ray'.*got 4"):
         Placing(jobs=4, place="ray")
+
+
+def test_resources_of_a_cluster_are_refused_without_one() -> None:
+    with pytest.raises(SpecError, match=r"without '--on ray'; got 1 and 0\.25"):
+        Placing(num_gpus=0.25)

@@ -143,7 +143,7 @@ def save_checkpoint(
         _write_state(temporary, content)
     # A kill before this line leaves two checkpoints, of which the newer one is taken; the other
     # order might leave none.
-    for old in older[: len(older) - keep + 1]:
+    for old in older[: max(0, len(older) - keep + 1)]:
         remove_folder(old)
     return path
 

@@ -340,8 +340,7 @@ class TrainingRun:
         """
         if self.stepper is not None:
             self._spend(self._now())
-            self.stepper = None
-            self._stage_stack.close()
+            self._leave_stage()
         if not self._journal.roll_back(str(error), self._usage, self._optimizer):
             raise DivergenceError(f"{error}; no checkpoint was written before it") from error
         self._usage, self._measured = self._journal.usage, None
@@ -409,6 +408,9 @@ class TrainingRun:
     def _close_stage(self, stepper: Stepper) -> None:
         # No further loss of the stage would show an update to infinite weights.
         stepper.check_trained(self.num_steps - 1)
+        self._leave_stage()
+
+    def _leave_stage(self) -> None:
         self.stepper = None
         self._stage_stack.close()
         # The bound method holds the stepper, and with it the teacher of the stage.
@@ -427,6 +429,8 @@ class TrainingRun:
         files, module = self._journal.files, self.run.student.module
         try:
             metrics = self._evaluation.metrics(self.run.stages[-1], self._usage.steps - 1)
+        except DivergenceError:
+            raise
         except Exception as error:
             # The evaluation may be the user's, and training is over: its result is kept.
             if files is not None:

@@ -22,6 +22,7 @@ from curricle.data.finiteness import non_finite_words
 from curricle.errors import DivergenceError, OutOfMemoryError, short_reason
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
+from curricle.models.shares import whole
 from curricle.objectives.adapters import methods_of
 from curricle.objectives.base import Target, compares_examples
 from curricle.records import Usage
@@ -66,6 +67,11 @@ class Prepared:
     parts: list[tuple[Batch, list[Target] | None]]
     """The micro-batches, each with the targets of all objectives; None if they are not computed
     yet."""
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Return whether a weight is finite, in every process that holds a share of it."""
+    return bool(whole(weight.isfinite().all()))
 
 
 @final
@@ -371,7 +377,7 @@ class Stepper:
         Raises:
             DivergenceError: If they are not.
         """
-        if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
+        if not all(_is_finite(parameter) for parameter in self._parameters):
             raise DivergenceError(
                 f"'weights' must be finite; they are not in stage {self.stage.declared.name!r} "
                 f"after step {step} with seed {self.run.seed}{self._blamed(step)}"
@@ -386,7 +392,7 @@ class Stepper:
         named = self.run.student.module.named_parameters()
         trained = [(name, weight) for name, weight in named if name in self.stage.trained]
         for name, weight in [*trained, *self.loss.adapters.named_parameters("adapters")]:
-            if not bool(weight.isfinite().all()):
+            if not _is_finite(weight):
                 raise DivergenceError(
                     f"'weights' must be finite; {name!r} is not in stage "
                     f"{self.stage.declared.name!r} after step {step} with seed {self.run.seed}"
