@@ -19,7 +19,7 @@ INDEX = REPOSITORY / "llms.txt"
 SKILL = REPOSITORY / "skills" / "curricle" / "SKILL.md"
 PAGES = {
     "Use": ("guide", "examples", "api", "spec", "records"),
-    "Measurements": ("methods", "reproduction", "performance", "reliability", "journal"),
+    "Measurements": ("methods", "reproduction", "performance", "scaling", "reliability", "journal"),
     "Background": ("theory", "architecture"),
 }
 """Names of the pages of `docs/`, by the heading of the list they stand under."""

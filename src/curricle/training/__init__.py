@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from curricle.training.loop.evaluation import label_metrics as label_metrics
     from curricle.training.loop.staged import StagedLoss as StagedLoss
     from curricle.training.loop.staged import staged_loss as staged_loss
+    from curricle.training.setup.divergence import RollBack as RollBack
+    from curricle.training.setup.divergence import SkipSteps as SkipSteps
+    from curricle.training.setup.divergence import StopRun as StopRun
     from curricle.training.setup.observers import ProgressBar as ProgressBar
     from curricle.training.setup.optimizers import SGD as SGD
     from curricle.training.setup.optimizers import AdamW as AdamW
@@ -31,6 +34,7 @@ else:
             "distill": ("Result", "capture_targets", "execute"),
             "loop.engine": ("Outputs",),
             "loop.evaluation": ("Evaluator", "label_metrics"),
+            "setup.divergence": ("RollBack", "SkipSteps", "StopRun"),
             "setup.observers": ("ProgressBar",),
             "setup.optimizers": ("AdamW", "SGD", "Schedule"),
             "setup.settings": ("TrainingSettings",),
