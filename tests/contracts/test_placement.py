@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.training.setup.placement import HOST, Placement, SingleDevice
-from curricle.training.setup.processes import DataParallel
+from curricle.training.setup.processes import Processes
 from tests.parts import drawn, parity
 
 GROUPS = {"single CPU": [HOST]}
@@ -33,7 +33,7 @@ def tensors(batch: Batch) -> Iterator[Tensor]:
 def test_every_implementation_keeps_the_promises() -> None:
     # Those of several processes are held by whole runs in tests/integration/test_processes.py.
     kept = {type(placement) for group in GROUPS.values() for placement in group}
-    assert kept | {DataParallel} == {*Placement.__subclasses__()}
+    assert kept | {Processes} == {*Placement.__subclasses__()}
 
 
 @groups

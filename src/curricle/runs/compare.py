@@ -487,9 +487,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     return Comparison(students=students, summary=summary, report=page)
 
 
-def _streams(
-    data: Stream | DataLoader[object] | Callable[[int], Stream],
-) -> Stream | Callable[[int], Stream]:
+def _streams(data: object) -> Stream | Callable[[int], Stream]:
     """Return training data, or a function from a seed to them.
 
     Raises:
@@ -502,7 +500,7 @@ def _streams(
             "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "
             f"got {type(data).__name__!r}"
         )
-    return data
+    return cast("Stream | Callable[[int], Stream]", data)
 
 
 def _check_seeds(seeds: object) -> None:

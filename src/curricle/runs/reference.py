@@ -45,6 +45,7 @@ from curricle.runs.spec import (
 )
 from curricle.tasks import Task
 from curricle.teachers.store.codecs import Codec
+from curricle.training.setup.divergence import OnDivergence
 from curricle.training.setup.optimizers import Optimizer, Schedule
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
@@ -92,6 +93,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Optimizers": Optimizer,
         "Schedule": Schedule,
         "Engine": TrainingSettings,
+        "Reactions to divergence": OnDivergence,
     }
 )
 """Headings of the page, with the value or the union of values that each is about."""

@@ -1,6 +1,6 @@
 """Gains of distillation methods on next-token students against the number of training tokens.
 
-One panel a budget, each three or four times the one before, with the same teacher, students and
+One panel a budget, each two to four times the one before, with the same teacher, students and
 seeds in all. The question is that of the hidden-layer study (arXiv 2605.11513), in miniature: a
 gain at a small budget may be gone at a large one. The chart has negative log-likelihood against
 FLOPs of student and teacher, and the report names for each method the budget at which its gain over

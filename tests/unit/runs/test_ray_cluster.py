@@ -39,6 +39,7 @@ def address() -> Iterator[str]:
         head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20},
     )
     nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
+    handler = signal.getsignal(signal.SIGTERM)
     # Workers find the modules of the tests where this process does.
     paths = os.pathsep.join(path for path in sys.path if path)
     ray.init(
@@ -48,6 +49,8 @@ def address() -> Iterator[str]:
         log_to_driver=False,
         logging_level="error",
     )
+    # Ray sets one of its own, which the tests of signals in this process would meet.
+    signal.signal(signal.SIGTERM, handler)
     yield nodes.address
     ray.shutdown()
     nodes.shutdown()

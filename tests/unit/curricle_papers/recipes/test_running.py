@@ -215,7 +215,7 @@ def test_panels_of_an_earlier_call_without_a_selection_stay(tmp_path: Path) -> N
     [
         (
             TWICE,
-            r"'--panels' must name panels of 'twice'; got 'first'; did you mean 'first'\? avail.*",
+            r"'--panels' must name panels of 'twice'; got 'first_'; did you mean 'first'\? avail.*",
         ),
         (THEOREM_CHECK, "'--panels' must be left out for 'theorem-check', which has no panels"),
     ],
@@ -224,7 +224,7 @@ def test_a_selected_panel_that_does_not_exist_claims_no_folder(
     recipe: Recipe, sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SpecError, match=sentence):
-        claim(recipe, "smoke", tmp_path / "run", "line", selected=["first"])
+        claim(recipe, "smoke", tmp_path / "run", "line", selected=["first_"])
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ def test_each_of_four_budgets_is_a_fixed_multiple_of_the_one_before(scale: Scale
     assert [None if budget is None else budget.number for budget in budgets] == tokens
     ratios = {second / first for first, second in pairwise(tokens)}
     assert len(tokens) == 4
-    assert ratios in ({2.0}, {4.0})
+    assert ratios in ({2.0}, {3.0}, {4.0})
 
 
 @EVERY

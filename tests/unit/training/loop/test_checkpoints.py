@@ -115,6 +115,14 @@ def test_where_the_run_stood_is_read_back(tmp_path: Path) -> None:
     assert read_state(path) == state()
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 6])
+def test_as_many_checkpoints_as_asked_for_are_kept(tmp_path: Path, keep: int) -> None:
+    module = model()
+    built = stepped(OPTIMIZERS[1], module, 1)
+    paths = [save_checkpoint(tmp_path, state(n), module, built, keep=keep) for n in range(1, 9)]
+    assert sorted(tmp_path.iterdir()) == paths[-keep:]
+
+
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     module = model()
     built = stepped(OPTIMIZERS[1], module, 1)
