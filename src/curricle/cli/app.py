@@ -258,14 +258,18 @@ def resume(  # noqa: PLR0917 - options of a command
     from curricle.runs.folder import read_origin, stored_spec
 
     command, spec = read_origin(run).command, stored_spec(run)
-    if fallback:
+    if fallback and launchers.rank() == 0:
         _set_damaged_aside(run)
     if command == "compare":
         launching.refuse(nproc, command)
         _go_on(command, spec, Placing(jobs, place, num_cpus, num_gpus))
     else:
         launching.launch(nproc, ["resume", str(run)])
-        _go_on(command, launching.divided(spec))
+        spec = launching.divided(spec)
+        if fallback:
+            # All processes look for the newest checkpoint after the first has set others aside.
+            spec.engine.placement.wait()
+        _go_on(command, spec)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from curricle.cli import app as cli
 from curricle.errors import CheckpointError, SpecError
 from curricle.figure_points import read_recipe, usual_folder
+from curricle.runs.folder import Origin
 from curricle.training.setup.interrupts import Interrupted
 from tests.runs import tiny_comparison
 
@@ -194,6 +196,25 @@ def test_a_launcher_of_several_processes_is_refused_before_anything_is_written(
     assert run(monkeypatch, verb, *([str(folder)] if folder else [])) == 2
     assert "'WORLD_SIZE' must be 1" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_of_a_launcher_alone_sets_damaged_checkpoints_aside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
+) -> None:
+    folder = demo_folder(tmp_path)
+    events: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    origin = Origin(command="distill", title="", line="")
+    monkeypatch.setattr("curricle.runs.folder.read_origin", lambda _: origin)
+    placement = SimpleNamespace(wait=lambda: events.append("wait"))
+    spec = SimpleNamespace(engine=SimpleNamespace(placement=placement))
+    monkeypatch.setattr(cli.launching, "divided", lambda _: spec)
+    monkeypatch.setattr(cli, "_set_damaged_aside", lambda _: events.append("set aside"))
+    monkeypatch.setattr(cli, "_go_on", lambda *_: events.append("go on"))
+    assert run(monkeypatch, "resume", str(folder), "--fallback") == 0
+    assert events == [*["set aside"] * (rank == 0), "wait", "go on"]
 
 
 @pytest.mark.integration

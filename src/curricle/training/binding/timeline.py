@@ -205,6 +205,8 @@ class TimelineState:
     """Smallest mean loss of a window of the open stage; None before the first."""
     stale_windows: int = 0
     """Number of windows since the last improvement."""
+    window_gaps: int = 0
+    """Number of steps of the unfinished window without a loss."""
 
 
 @final
@@ -223,13 +225,12 @@ class Timeline:
         """
         self._spans = tuple(spans)
         self._intervals, self._moments = tuple(intervals), sorted(moments)
-        self._ends: list[StageEnd] = []
-        self._start = 0
-        self._losses = _LossWindows(TimelineState())
+        self.restart()
 
     def restart(self) -> None:
         """Return to the state before the first step."""
-        self._ends, self._start = [], 0
+        self._ends: list[StageEnd] = []
+        self._start = 0
         self._losses = _LossWindows(TimelineState())
 
     @property
@@ -313,8 +314,12 @@ class Timeline:
             )
         return span
 
-    def add(self, losses: Iterable[Tensor | float]) -> None:
-        """Add the losses of steps of the open stage; not read unless its rule needs them."""
+    def add(self, losses: Iterable[Tensor | float | None]) -> None:
+        """Add the losses of steps of the open stage; not read unless its rule needs them.
+
+        Args:
+            losses: Loss of each step; None leaves a step out of the mean of its window.
+        """
         # Stages of fixed length do not even add up: on a GPU each sum would be one more kernel.
         if isinstance(self._spans[len(self._ends)].rule, UntilPlateau):
             self._losses.add(losses)
@@ -450,6 +455,7 @@ class _LossWindows:
         """Take the sums of a state."""
         self._sum: Tensor | float = state.window_sum
         self._best, self._stale = state.best_mean, state.stale_windows
+        self._gaps = state.window_gaps
 
     def state(self, ends: tuple[StageEnd, ...]) -> TimelineState:
         """Return the sums with the ends of stages."""
@@ -458,19 +464,26 @@ class _LossWindows:
             window_sum=float(self._sum),
             best_mean=self._best,
             stale_windows=self._stale,
+            window_gaps=self._gaps,
         )
 
-    def add(self, losses: Iterable[Tensor | float]) -> None:
+    def add(self, losses: Iterable[Tensor | float | None]) -> None:
         """Add losses to the window, where they lie."""
         for loss in losses:
+            if loss is None:
+                self._gaps += 1
+                continue
             # Double, the precision of numbers in a checkpoint: the sum comes back with the same
             # bits. It stays a tensor, so that no step waits for a GPU to know it.
             self._sum = self._sum + (loss if isinstance(loss, float) else loss.double())
 
     def has_plateau(self, rule: UntilPlateau) -> bool:
         """Return whether the loss has ceased to fall, and begin the next window."""
-        mean, self._sum = float(self._sum) / rule.window, 0.0
-        best = self._best
+        number, total = rule.window - self._gaps, float(self._sum)
+        self._sum, self._gaps = 0.0, 0
+        if not number:
+            return False
+        mean, best = total / number, self._best
         # A share of the absolute value, since objectives of users may be negative.
         if best is None or mean < best - rule.min_improvement * abs(best):
             self._best, self._stale = mean, 0

@@ -43,7 +43,7 @@ class Fallback:
     fault: str
     """Sentence about the damage."""
     action: str
-    """What was set aside, and the step to which the run has returned."""
+    """What was set aside, and the step to which the run returns unless it is finished."""
 
 
 def set_damaged_aside(folder: Path) -> list[Fallback]:
@@ -81,21 +81,24 @@ def _of_run(run: Path, checkpoints: Path) -> list[Fallback]:
             break
         damaged.append((checkpoint, fault))
     intact = newest_first[len(damaged) :]
-    if not intact and not _is_finished(run):
+    is_finished = _is_finished(run)
+    if not intact and not is_finished:
         raise CheckpointError(
             f"{str(checkpoints)!r} must hold a whole checkpoint to fall back to; all "
             f"{len(damaged)} are damaged: {damaged[0][1]}"
         )
-    place = f"the run returns to {intact[0].name}" if intact else "the run is finished"
+    place = "the run is finished" if is_finished else f"the run returns to {intact[0].name}"
     fallbacks = []
     for checkpoint, fault in damaged:
         aside = _set_aside(checkpoint)
         action = f"{checkpoint.name!r} was renamed to {aside.name!r}; {place}"
         fallbacks.append(Fallback(fault=fault, action=action))
-    if intact and (fault := _cut_records(run, intact[0])):
-        action = f"{RECORDS!r} was copied to {ASIDE + RECORDS!r} and cut; {place}"
+    copy = _unused(run / RECORDS)
+    if intact and (fault := _cut_records(run, intact[0], copy)):
+        action = f"{RECORDS!r} was copied to {copy.name!r} and cut; {place}"
         fallbacks.append(Fallback(fault=fault, action=action))
-    if fallbacks and intact:
+    # The records of a finished run have ended.
+    if fallbacks and not is_finished:
         notes = [*read_fallbacks(checkpoints), *fallbacks]
         write_sealed(checkpoints / NOTES, {"fallbacks": [plain(note) for note in notes]})
     return fallbacks
@@ -125,22 +128,28 @@ def _is_finished(run: Path) -> bool:
 
 def _set_aside(path: Path) -> Path:
     """Return the new name of a checkpoint after renaming it."""
-    aside = path.with_name(f"{ASIDE}{path.name}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{ASIDE}{path.name}-{number}")
+    aside = _unused(path)
     path.rename(aside)
     return aside
 
 
-def _cut_records(run: Path, checkpoint: Path) -> str:
-    """Return what is damaged in the records after a checkpoint, which are cut there."""
+def _unused(path: Path) -> Path:
+    """Return the first name for what is set aside that no earlier call has taken."""
+    aside = path.with_name(f"{ASIDE}{path.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{ASIDE}{path.stem}-{number}{path.suffix}")
+    return aside
+
+
+def _cut_records(run: Path, checkpoint: Path, copy: Path) -> str:
+    """Return what is damaged in the records after a checkpoint, which are copied and cut there."""
     path, state = run / RECORDS, read_state(checkpoint)
     try:
         list(read_records(path))
     except CheckpointError as error:
-        shutil.copyfile(path, run / f"{ASIDE}{RECORDS}")
+        shutil.copyfile(path, copy)
         # It counts the lines that are dropped.
         (run / SEAL).unlink(missing_ok=True)
         keep = state.records_bytes

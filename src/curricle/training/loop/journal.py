@@ -214,7 +214,7 @@ class Journal:
         self.resumed = checkpoint
         state = self._restore(files, checkpoint)
         load_checkpoint(checkpoint, self._student, optimizer)
-        self._recovery.restore(self._recovery.rolled_back())
+        self._recovery.roll_back()
         # The cost of the steps that are taken again is not forgotten.
         self.usage = replace(usage, steps=state.usage.steps)
         scale = self._recovery.learning_rate_scale

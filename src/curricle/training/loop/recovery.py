@@ -100,25 +100,34 @@ class Recovery:
         """Return the rule that the loss of a step breaks; empty if the step may be applied.
 
         Args:
-            loss: The loss, which is added to the running mean if it may be.
+            loss: The loss; `add` takes it into the running mean if the step is applied.
         """
         if not loss.is_finite:
             return f"'loss' must be finite; got {loss.loss.item()}"
-        if not self._is_tracking:
+        ratio = self.reaction.explosion
+        if ratio is None or self._number < MEMORY:
             return ""
-        ratio, total = self.reaction.explosion, loss.loss
-        if ratio is not None:
-            number = total.item()
-            if self._number >= MEMORY and number > ratio * self._mean > 0:
-                return (
-                    f"'loss' must stay below {ratio:g} times its running mean of "
-                    f"{self._mean:.4g}; got {number:.4g}"
-                )
+        number = loss.loss.item()
+        if not number > ratio * self._mean > 0:
+            return ""
+        return (
+            f"'loss' must stay below {ratio:g} times its running mean of {self._mean:.4g}; "
+            f"got {number:.4g}"
+        )
+
+    def add(self, loss: StepLoss) -> None:
+        """Add the loss of an applied step to the running mean.
+
+        Args:
+            loss: The loss, in which no rule found a fault.
+        """
+        if not self._is_tracking:
+            return
+        self._last = loss.loss
+        if self.reaction.explosion is not None:
             self._number += 1
             # A plain mean until the memory is full, then an exponential one.
-            self._mean += (number - self._mean) / min(self._number, MEMORY)
-        self._last = total
-        return ""
+            self._mean += (self._last.item() - self._mean) / min(self._number, MEMORY)
 
     def skips(self) -> bool:
         """Return whether a failed step is skipped, and count it."""
@@ -132,11 +141,11 @@ class Recovery:
         """Return whether a failed step may be followed by a return to a checkpoint."""
         return isinstance(self.reaction, RollBack) and self.state.roll_backs < self.reaction.at_most
 
-    def rolled_back(self) -> RecoveryState:
-        """Return the state after a return, from that of the checkpoint."""
+    def roll_back(self) -> None:
+        """Count a return and lower the learning rate, once the checkpoint is restored."""
         assert isinstance(self.reaction, RollBack)  # noqa: S101 - `rolls_back` comes first
         scale = self.state.learning_rate_scale * self.reaction.learning_rate_scale
-        return self._changed(roll_backs=self.state.roll_backs + 1, learning_rate_scale=scale)
+        self.state = self._changed(roll_backs=self.state.roll_backs + 1, learning_rate_scale=scale)
 
     @property
     def bound(self) -> str:
@@ -151,17 +160,15 @@ class Recovery:
             )
         return ""
 
-    def loss_for_rules(self, loss: StepLoss) -> Tensor | float:
+    def loss_for_rules(self, loss: StepLoss) -> Tensor | float | None:
         """Return the loss that counts for the rules of stages.
 
-        Of a skipped step it is that of the last step that was applied.
+        Of a skipped step it is that of the last applied step of the stage; None before the first.
 
         Args:
             loss: Loss of a step.
         """
-        if not loss.fault:
-            return loss.loss
-        return 0.0 if self._last is None else self._last
+        return self._last if loss.fault else loss.loss
 
     def snapshot(self) -> RecoveryState:
         """Return the state for a checkpoint."""

@@ -184,10 +184,12 @@ class Stepper:
         copies = self._kept_buffers()
         loss = self._passed_in_memory(prepared, step, copies)
         # Before the update, so that the weights stay those before the step.
-        if self._checks_each_step and (fault := self._fault(loss)):
-            loss = self._skipped(loss, fault, step)
-            _restore(copies)
-            return loss
+        if self._checks_each_step:
+            if fault := self._fault(loss):
+                loss = self._skipped(loss, fault, step)
+                _restore(copies)
+                return loss
+            self.recovery.add(loss)
         self._move(step)
         return loss
 
@@ -239,9 +241,10 @@ class Stepper:
         """Return the sentence about a lack of memory."""
         number = len(prepared.parts)
         examples = sum(batch.num_examples for batch, _ in prepared.parts)
+        # A run with other 'gradient_accumulation_steps' cannot go on from its checkpoints.
         remedy = (
-            f"'gradient_accumulation_steps' of {2 * number}"
-            if (self._is_divisible(prepared))
+            f"on_out_of_memory='halve', for a new run 'gradient_accumulation_steps' of {2 * number}"
+            if self._is_divisible(prepared)
             else "a smaller batch"
         )
         return (

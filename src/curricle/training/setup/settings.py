@@ -111,7 +111,8 @@ class TrainingSettings:
     """Reaction to a step for which the memory does not suffice. `stop` ends the run, naming stage,
     batch and remedy; `halve` doubles `gradient_accumulation_steps` for the rest of the run and
     takes the step again, so that the batch of the step stays the same. Results then agree within
-    rounding."""
+    rounding. A lack of CPU memory is not covered: torch raises a plain `RuntimeError`, if the
+    system does not kill the process first."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
     compile: Literal["none", "student", "teacher", "both"] = "none"

@@ -118,6 +118,26 @@ def test_the_mean_of_a_window_is_compared_and_not_its_last_loss() -> None:
     assert end.done == 20
 
 
+def test_a_step_without_a_loss_is_left_out_of_the_mean_of_its_window() -> None:
+    rule = UntilPlateau(at_most="40 steps", window=2, patience=1, min_improvement=0.1)
+    timeline = Timeline(spans(rule))
+    # A window without any loss is no improvement and no lack of one.
+    for step, losses in enumerate([(None, None), (None, 4.0), (3.0, 3.0)]):
+        timeline.add(losses)
+        assert timeline.look(2 * step + 2) is None
+    assert timeline.state() == TimelineState(best_mean=3.0)
+
+
+def test_steps_without_a_loss_go_through_a_checkpoint() -> None:
+    rule = UntilPlateau(at_most="40 steps", window=3, patience=1, min_improvement=0.1)
+    timeline, resumed = Timeline(spans(rule)), Timeline(spans(rule))
+    timeline.add([None, 4.0])
+    resumed.restore(timeline.state(), 2)
+    resumed.add([5.0])
+    assert resumed.look(3) is None
+    assert resumed.state().best_mean == 4.5
+
+
 @pytest.mark.parametrize("mean", [0.0, -1.0])
 def test_a_loss_that_is_not_positive_has_plateaus_too(mean: float) -> None:
     timeline = Timeline(spans(PLATEAU))

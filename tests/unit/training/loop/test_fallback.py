@@ -168,6 +168,36 @@ def test_a_finished_run_needs_no_checkpoint(tmp_path: Path) -> None:
     run_to(tmp_path, resume=True)
 
 
+def test_a_finished_run_returns_nowhere_and_has_no_note(tmp_path: Path) -> None:
+    run_to(tmp_path)
+    records = (tmp_path / RECORDS).read_bytes()
+    newest = max((tmp_path / CHECKPOINTS).glob("step-*"))
+    flip(newest / STATE)
+    (fallback,) = set_damaged_aside(tmp_path)
+    assert fallback.action == (
+        f"{newest.name!r} was renamed to 'damaged-{newest.name}'; the run is finished"
+    )
+    assert read_fallbacks(tmp_path / CHECKPOINTS) == []
+    run_to(tmp_path, resume=True)
+    assert (tmp_path / RECORDS).read_bytes() == records
+
+
+def test_a_second_fallback_keeps_the_copy_of_the_first(tmp_path: Path) -> None:
+    killed(tmp_path)
+    path, copies = tmp_path / RECORDS, []
+    for name in ("damaged-records.jsonl", "damaged-records-2.jsonl"):
+        data = path.read_bytes()
+        copies.append(data[:-40] + b"x" + data[-39:])
+        path.write_bytes(copies[-1])
+        (fallback,) = set_damaged_aside(tmp_path)
+        assert f"was copied to {name!r} and cut" in fallback.action
+        with pytest.raises(RuntimeError, match="killed"):
+            run_to(tmp_path, STOP, resume=True)
+    names = ("damaged-records.jsonl", "damaged-records-2.jsonl")
+    assert [(tmp_path / name).read_bytes() for name in names] == copies
+    assert len(recoveries(tmp_path)) == 2
+
+
 def test_a_run_that_goes_on_elsewhere_is_left_alone(tmp_path: Path) -> None:
     flip(killed(tmp_path) / STUDENT)
     with locked(tmp_path), pytest.raises(CheckpointError, match="must have one writer at a time"):

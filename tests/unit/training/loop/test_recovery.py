@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from curricle.checksums import check_sealed
 from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.batch import Batch
-from curricle.errors import DivergenceError, OutOfMemoryError
+from curricle.errors import CheckpointError, DivergenceError, OutOfMemoryError
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.records import RECORDS, EndRecord, Record, RecoveryRecord, StepRecord, read_records
@@ -235,12 +236,37 @@ def judge(explosion: float | None = 3.0) -> Recovery:
     return Recovery(TrainingSettings(on_divergence=StopRun(explosion=explosion)))
 
 
+def step(recovery: Recovery, number: float) -> str:
+    """Return the fault of a step, which is applied if it has none."""
+    fault = recovery.fault(loss(number))
+    if not fault:
+        recovery.add(loss(number))
+    return fault
+
+
+def test_a_step_that_is_skipped_for_its_gradient_counts_nowhere() -> None:
+    recovery = Recovery(TrainingSettings(on_divergence=SkipSteps(explosion=3.0)))
+    assert not step(recovery, 2.0)
+    before = recovery.snapshot()
+    skipped = replace(loss(500.0), fault="'gradient' must be finite; got a norm of inf")
+    assert not recovery.fault(skipped)
+    assert recovery.snapshot() == before
+    assert recovery.loss_for_rules(skipped) == 2.0
+
+
+def test_a_skip_before_the_first_applied_step_of_a_stage_has_no_loss_for_rules() -> None:
+    recovery = Recovery(TrainingSettings(on_divergence=SkipSteps()))
+    step(recovery, 2.0)
+    recovery.enter_stage()
+    assert recovery.loss_for_rules(replace(loss(math.nan), fault="skipped")) is None
+
+
 def test_a_loss_explodes_beyond_the_stated_multiple_of_the_mean() -> None:
     recovery = judge()
-    assert [recovery.fault(loss(2.0)) for _ in range(MEMORY)] == [""] * MEMORY
-    assert not recovery.fault(loss(5.9))
+    assert [step(recovery, 2.0) for _ in range(MEMORY)] == [""] * MEMORY
+    assert not step(recovery, 5.9)
     # The mean of 31 losses of 2 and that of 5.9.
-    assert recovery.fault(loss(7.0)) == (
+    assert step(recovery, 7.0) == (
         "'loss' must stay below 3 times its running mean of 2.122; got 7"
     )
 
@@ -248,31 +274,31 @@ def test_a_loss_explodes_beyond_the_stated_multiple_of_the_mean() -> None:
 def test_an_exploded_loss_does_not_move_the_mean() -> None:
     recovery = judge()
     for _ in range(MEMORY):
-        recovery.fault(loss(2.0))
-    assert all(recovery.fault(loss(70.0)) for _ in range(5))
-    assert not recovery.fault(loss(5.0))
+        step(recovery, 2.0)
+    assert all(step(recovery, 70.0) for _ in range(5))
+    assert not step(recovery, 5.0)
 
 
 @pytest.mark.parametrize("numbers", [[2.0] * (MEMORY - 1), [-2.0] * MEMORY])
 def test_a_young_or_negative_mean_judges_nothing(numbers: list[float]) -> None:
     recovery = judge()
     for number in numbers:
-        recovery.fault(loss(number))
-    assert not recovery.fault(loss(70.0))
+        step(recovery, number)
+    assert not step(recovery, 70.0)
 
 
 def test_a_new_stage_has_a_mean_of_its_own() -> None:
     recovery = judge()
     for _ in range(MEMORY):
-        recovery.fault(loss(0.01))
+        step(recovery, 0.01)
     recovery.enter_stage()
-    assert not recovery.fault(loss(5.0))
+    assert not step(recovery, 5.0)
 
 
 def test_the_mean_goes_through_a_checkpoint_bit_by_bit() -> None:
     recovery, resumed = judge(), judge()
     for number in range(MEMORY + 5):
-        recovery.fault(loss(1 / (number + 3)))
+        step(recovery, 1 / (number + 3))
     resumed.restore(recovery.snapshot())
     assert resumed.fault(loss(9.0)) == recovery.fault(loss(9.0)) != ""
 
@@ -446,9 +472,9 @@ def test_a_lack_of_memory_names_stage_batch_and_remedy() -> None:
     with pytest.raises(
         OutOfMemoryError,
         match=r"^'batch' must fit into memory; it does not in stage 'logits' at step 0, with 8 "
-        r"examples in 2 micro-batches of 4; choose 'gradient_accumulation_steps' of 4, "
-        r"precision='bfloat16' or a smaller student: CUDA out of memory. Tried to allocate 2.00 "
-        r"GiB.$",
+        r"examples in 2 micro-batches of 4; choose on_out_of_memory='halve', for a new run "
+        r"'gradient_accumulation_steps' of 4, precision='bfloat16' or a smaller student: CUDA out "
+        r"of memory. Tried to allocate 2.00 GiB.$",
     ) as raised:
         # The passes of binding come before.
         hungry(Hungry(2, from_call=1), gradient_accumulation_steps=2)
@@ -493,3 +519,13 @@ def test_a_resumed_run_keeps_its_smaller_micro_batches(tmp_path: Path) -> None:
 def test_micro_batches_of_one_example_cannot_be_halved() -> None:
     with pytest.raises(OutOfMemoryError, match="micro-batches of 1; choose a smaller batch, "):
         hungry(Hungry(0, from_call=3), on_out_of_memory="halve")
+
+
+def test_a_run_that_lacked_memory_goes_on_with_the_first_remedy(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemoryError, match="choose on_out_of_memory='halve'"):
+        hungry(Hungry(4, from_call=5), tmp_path)
+    with pytest.raises(CheckpointError, match="gradient_accumulation_steps"):
+        hungry(Hungry(4), tmp_path, resume=True, gradient_accumulation_steps=2)
+    hungry(Hungry(4, from_call=1), tmp_path, resume=True, on_out_of_memory="halve")
+    *_, end = read_records(tmp_path / RECORDS)
+    assert (end.kind, end.usage.steps) == ("end", 6)
