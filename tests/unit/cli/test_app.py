@@ -210,7 +210,7 @@ def test_the_first_process_of_a_launcher_alone_sets_damaged_checkpoints_aside(
     monkeypatch.setattr("curricle.runs.folder.read_origin", lambda _: origin)
     placement = SimpleNamespace(wait=lambda: events.append("wait"))
     spec = SimpleNamespace(engine=SimpleNamespace(placement=placement))
-    monkeypatch.setattr(cli.launching, "divided", lambda _: spec)
+    monkeypatch.setattr("curricle.cli.launching.divided", lambda _: spec)
     monkeypatch.setattr(cli, "_set_damaged_aside", lambda _: events.append("set aside"))
     monkeypatch.setattr(cli, "_go_on", lambda *_: events.append("go on"))
     assert run(monkeypatch, "resume", str(folder), "--fallback") == 0
@@ -268,7 +268,7 @@ def test_a_demo_names_its_folder_to_be_run_again(
 def demo_folder(parent: Path) -> Path:
     """Return a run folder in which nothing has been trained yet."""
     from curricle.runs.demo import demo_spec
-    from curricle.runs.folder import Origin, start
+    from curricle.runs.folder import start
 
     folder = parent / "run"
     start(demo_spec("parity", str(folder)), Origin(command="compare", title="", line=""))
