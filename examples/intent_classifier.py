@@ -2,7 +2,7 @@
 
 The rows are JSON lines with `text` and `label`, plain or gzip, such as banking77; without files, a
 few made-up questions show the steps. A tokenizer and a BERT of 2 layers x 256 are trained on them.
-Students of a quarter of the width then learn by four strategies within one budget, and the best on
+Students of a quarter of the width then learn by six strategies within one budget, and the best on
 held-out rows becomes a plain Hugging Face folder. A teacher in `--to` is used again.
 Run it with: python examples/intent_classifier.py --train TRAIN.jsonl --test TEST.jsonl
 """
@@ -31,7 +31,9 @@ SIMILAR = 20
 STRATEGIES = {
     "labels": {"kind": "from_labels"},
     "one_shot": {"kind": "one_shot"},
-    "principal": {"kind": "one_shot", "init": {"kind": "principal"}},
+    "principal": {"kind": "one_shot", "init": "principal"},
+    "least_squares": {"kind": "one_shot", "init": "least_squares"},
+    "auto": {"kind": "auto"},
     "extraction": {"kind": "extraction", "pairs": 1},
 }
 Row = dict[str, str]
