@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ray")]
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Start a cluster of two nodes of a core each."""
+    handler = signal.getsignal(signal.SIGTERM)
     ray = pytest.importorskip("ray")
     utilities = pytest.importorskip("ray.cluster_utils")
     nodes = utilities.Cluster(
@@ -39,7 +40,6 @@ def address() -> Iterator[str]:
         head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20},
     )
     nodes.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 << 20)
-    handler = signal.getsignal(signal.SIGTERM)
     # Workers find the modules of the tests where this process does.
     paths = os.pathsep.join(path for path in sys.path if path)
     ray.init(
@@ -49,11 +49,12 @@ def address() -> Iterator[str]:
         log_to_driver=False,
         logging_level="error",
     )
-    # Ray sets one of its own, which the tests of signals in this process would meet.
+    # Nodes and drivers set one of their own, which other tests in this process would meet.
     signal.signal(signal.SIGTERM, handler)
     yield nodes.address
     ray.shutdown()
     nodes.shutdown()
+    signal.signal(signal.SIGTERM, handler)
 
 
 def taught(make_spec: MakeSpec, folder: Path) -> RunSpec:
