@@ -341,7 +341,12 @@ def main() -> None:
         except SystemExit as error:
             (folder / f"code-{parallel}-{rank}").write_text(str(error.code))
     recorded(folder / "begun", parallel="fsdp2", resume=True)
+    distributed.barrier()
     distributed.destroy_process_group()
+    # All results are written. One exit of an interpreter in some tens was seen to abort in a thread
+    # of gloo ("terminate called without an active exception"), after the last line of Python.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def write_results(results: list[dict[str, Any]], folder: Path) -> None:
