@@ -24,7 +24,8 @@ from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
 from curricle.records import RECORDS, EndRecord, RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.training.loop.resuming import FINISHED, check_weights_file
+from curricle.runs.teacher_file import TEACHER_METRICS
+from curricle.training.loop.resuming import FINISHED, RunFolder, check_weights_file
 from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
@@ -128,7 +129,8 @@ def working(folder: Path) -> Iterator[None]:
         Nothing.
     """
     with locked(folder, name=COMMAND_LOCK, remedy="wait for its end"):
-        remove_leftovers(folder, f"{SPEC}|{COMMAND}".replace(".", r"\."))
+        names = (SPEC, COMMAND, TEACHER_METRICS)
+        remove_leftovers(folder, "|".join(map(re.escape, names)))
         yield
 
 
@@ -264,6 +266,7 @@ def claim_teacher(spec: RunSpec) -> None:
     """Note that the teacher in the run folder is the one of this spec."""
     facts = teacher_facts(spec)
     claim = {"spec": _digest(facts), "facts": facts}
+    remove_leftovers(spec.folder / TEACHER, re.escape(TAUGHT))
     write_sealed(spec.folder / TEACHER / TAUGHT, claim)
 
 
@@ -368,6 +371,19 @@ def checked_end(folder: Path) -> EndRecord | None:
     end = end_of(folder)
     if end is not None:
         check_weights_file(folder / FINISHED, end)
+    return end
+
+
+def completed_end(folder: Path, *, is_writer: bool = True) -> EndRecord | None:
+    """Return the last record of a finished run, whose manifest is written if it was killed before.
+
+    Args:
+        folder: Folder of a student or teacher that is to be trained.
+        is_writer: Whether this process writes the files of its run.
+    """
+    end = checked_end(folder)
+    if end is not None and is_writer:
+        RunFolder.of(folder).complete(end)
     return end
 
 

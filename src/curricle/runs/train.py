@@ -41,8 +41,8 @@ from curricle.runs.budget import PROVISIONAL, bind_within
 from curricle.runs.export import write_model
 from curricle.runs.folder import (
     TEACHER,
-    checked_end,
     claim_teacher,
+    completed_end,
     load_finished,
     recorded_steps,
     run_folder,
@@ -167,7 +167,7 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
     folder = spec.folder / TEACHER
     if is_ready(spec):
         if spec.teacher.total is not None:
-            checked_end(folder)
+            completed_end(folder, is_writer=spec.engine.placement.is_writer)
         return
     data = open_task(spec, spec.seed, "train")
     run = teacher_run(spec, data)
@@ -213,7 +213,7 @@ def train_student(
         student: Which student.
         observers: Receive every record.
     """
-    end = checked_end(student.folder)
+    end = completed_end(student.folder, is_writer=spec.engine.placement.is_writer)
     if end is not None:
         return end
     data = open_task(spec, data_seed(spec, student.seed), "student")
@@ -238,7 +238,7 @@ def train_class(
         students: Which students; see `classes`.
         watch: Receives every record of every student.
     """
-    unfinished = [student for student in students if checked_end(student.folder) is None]
+    unfinished = [student for student in students if completed_end(student.folder) is None]
     if len(unfinished) <= 1:
         for student in unfinished:
             train_student(spec, student, [partial(watch, student)])

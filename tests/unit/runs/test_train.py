@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from curricle import seeding
-from curricle.checksums import write_sealed
+from curricle.checksums import SEAL, write_sealed
 from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord
 from curricle.runs import budget as budgets
-from curricle.runs.folder import end_of, recorded_steps
+from curricle.runs.folder import TAUGHT, end_of, recorded_steps
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import (
     classes,
@@ -28,6 +28,7 @@ from curricle.runs.train import (
     train_student,
 )
 from curricle.teachers.trajectory import open_trajectory
+from curricle.training.binding.facts import FACTS
 from curricle.training.setup.optimizers import SGD
 from tests.runs import contents
 
@@ -227,6 +228,32 @@ def test_a_trained_student_is_not_trained_again(make_spec: MakeSpec) -> None:
     before = contents(spec.folder)
     assert train_student(spec, single_run(spec)) == end
     assert contents(spec.folder) == before
+
+
+def test_a_kill_before_the_manifest_of_teacher_or_student_leaves_it_to_the_next_start(
+    make_spec: MakeSpec,
+) -> None:
+    spec = make_spec()
+    teach(spec)
+    train_student(spec, single_run(spec))
+    before = contents(spec.folder)
+    for folder in (spec.folder, spec.folder / "teacher"):
+        (folder / SEAL).rename(folder / f".{SEAL}.123.tmp")
+    teach(spec)
+    train_student(spec, single_run(spec))
+    assert contents(spec.folder) == before
+
+
+def test_temporary_files_of_a_killed_start_are_removed(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    teacher = spec.folder / "teacher"
+    leftovers = [teacher / f".{TAUGHT}.123.tmp", spec.folder / f".{FACTS}.123.tmp"]
+    teacher.mkdir(parents=True)
+    for path in leftovers:
+        path.touch()
+    teach(spec)
+    train_student(spec, single_run(spec))
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_an_interrupted_student_ends_as_an_uninterrupted_one(make_spec: MakeSpec) -> None:

@@ -125,7 +125,6 @@ def save_checkpoint(
     """
     path = folder / _name(state.usage.steps)
     check_layout(folder)
-    older = [old for old in checkpoints_in(folder) if old != path]
     with new_folder(path) as temporary:
         save_weights(module, temporary / STUDENT)
         # A parameter may have no state, so a missing state shows in this number alone.
@@ -141,11 +140,23 @@ def save_checkpoint(
             content["best"] = plain(best.point)
             best.copy_to(temporary)
         _write_state(temporary, content)
-    # A kill before this line leaves two checkpoints, of which the newer one is taken; the other
-    # order might leave none.
-    for old in older[: max(0, len(older) - keep + 1)]:
-        remove_folder(old)
+    # A kill before this line leaves a checkpoint more, and the newest is taken; the other order
+    # might leave none.
+    remove_older(folder, keep=keep, newest=path)
     return path
+
+
+def remove_older(folder: Path, *, keep: int, newest: Path) -> None:
+    """Remove the oldest checkpoints of a run.
+
+    Args:
+        folder: Where they lie.
+        keep: Number of checkpoints that stay.
+        newest: One that stays and counts as the newest, whatever its step.
+    """
+    older = [path for path in checkpoints_in(folder) if path != newest]
+    for path in older[: max(0, len(older) - keep + 1)]:
+        remove_folder(path)
 
 
 def _write_state(folder: Path, content: Document) -> None:

@@ -28,6 +28,7 @@ from curricle.training.loop.checkpoints import (
     hand_shares,
     load_checkpoint,
     read_state,
+    remove_older,
     replace_state,
     save_checkpoint,
 )
@@ -112,10 +113,12 @@ class Journal:
             files.check_free()
         end = self._finished(files, opening)
         if end is not None:
+            if self._is_writer:
+                files.complete(end)
             return end
         # All processes of the run have looked before one of them writes.
         self._placement.wait()
-        # A finished run has returned above: loading it only reads, so it takes no lock.
+        # A finished run has returned above: one that is complete is only read, without a lock.
         if self._is_writer:
             files.open_for_writing(lock)
             # Another run may have written between the first look and the lock.
@@ -260,8 +263,12 @@ class Journal:
             CheckpointError: If the checkpoint is damaged or does not fit.
         """
         self._student = student
-        if self.resumed is not None:
-            load_checkpoint(self.resumed, student, optimizer)
+        if self.resumed is None:
+            return
+        load_checkpoint(self.resumed, student, optimizer)
+        if self._is_writer and self.files is not None:
+            # After the newest is read: one that is damaged needs those before it.
+            remove_older(self.files.checkpoints, keep=self._keep, newest=self.resumed)
 
     def write(self, record: Record) -> None:
         """Append a record and pass it to the observers."""

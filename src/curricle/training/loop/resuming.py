@@ -10,6 +10,7 @@ manifest. So after a crash at any moment the folder is either begun or finished,
 manifest a finished run is still checked by its records.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from curricle.files import content_digest, remove_leftovers
 from curricle.locks import locked
 from curricle.models.weights import load_weights, save_weights
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
+from curricle.training.binding.facts import FACTS
 from curricle.training.loop.best import BEST
 from curricle.training.loop.checkpoints import (
     CHECKPOINTS,
@@ -92,8 +94,8 @@ class RunFolder:
         # Under the lock only: temporary files of a running writer look like leftovers.
         clear_leftovers(self.checkpoints)
         clear_failed_steps(self.folder)
-        names = "|".join((self.records.name, self.weights.name, SEAL, BEST)).replace(".", r"\.")
-        remove_leftovers(self.folder, names)
+        names = (self.records.name, self.weights.name, SEAL, BEST, FACTS)
+        remove_leftovers(self.folder, "|".join(map(re.escape, names)))
 
     def begin(self) -> None:
         """Remove the manifest of an earlier run without records."""
@@ -119,9 +121,17 @@ class RunFolder:
         """
         check_weights_file(self.weights, end)
         load_weights(module, self.weights)
-        # A crash may have come between the last record and the manifest.
+
+    def complete(self, end: EndRecord) -> None:
+        """Write the manifest of a finished run whose process was killed just before it did.
+
+        Args:
+            end: The last record of the run; without a hash, as in version 0.1, nothing is written.
+        """
         if end.weights and not sealed_names(self.folder):
-            self.seal()
+            with ExitStack() as stack:
+                self.open_for_writing(stack)
+                self.seal()
 
 
 def check_weights_file(path: Path, end: EndRecord) -> None:

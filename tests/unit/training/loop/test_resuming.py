@@ -157,13 +157,29 @@ def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path, cut_run: 
 def test_a_finished_run_without_its_manifest_is_checked_by_its_records(tmp_path: Path) -> None:
     """As a crash between the last record and the manifest leaves it."""
     end, _ = run(tmp_path)
-    (tmp_path / SEAL).unlink()
+    (tmp_path / SEAL).rename(tmp_path / f".{SEAL}.123.tmp")
     assert run(tmp_path, resume=True)[0] == end
     assert (tmp_path / SEAL).is_file()
+    assert not list(tmp_path.glob("*.tmp"))
     (tmp_path / SEAL).unlink()
     flip(tmp_path / FINISHED, 0.9)
     with pytest.raises(CheckpointError, match=r"model.safetensors' is damaged or of another run"):
         run(tmp_path, resume=True)
+
+
+def test_a_kill_before_older_checkpoints_were_removed_leaves_them_to_the_next_start(
+    tmp_path: Path, cut_run: Path
+) -> None:
+    checkpoints = copied(cut_run, tmp_path) / CHECKPOINTS
+    (only,) = checkpoints.iterdir()
+    for step in (1, 2):
+        shutil.copytree(only, checkpoints / f"step-{step:09d}")
+    with pytest.raises(CutError):
+        run(tmp_path, cut_at(4), resume=True)
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "step-000000002",
+        "step-000000003",
+    ]
 
 
 def test_missing_weights_of_a_finished_run_are_told(tmp_path: Path, whole: Whole) -> None:
