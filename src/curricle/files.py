@@ -181,6 +181,16 @@ def remove_leftovers(folder: Path, names: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_leftovers_of(folder: Path, *names: str) -> None:
+    """Remove temporary files that killed writers left of some files of a folder.
+
+    Args:
+        folder: The folder, with a single writer.
+        names: Final names of the files.
+    """
+    remove_leftovers(folder, "|".join(map(re.escape, names)))
+
+
 def inside(folder: Path, name: str) -> Path:
     """Return the file of a name in a folder, where the name was read from a file.
 

@@ -25,7 +25,7 @@ from curricle.figure_points import (
     read_points,
     read_recipe,
 )
-from curricle.files import write_text
+from curricle.files import remove_leftovers_of, write_text
 from curricle.reports.charts import (
     Slope,
     Statistic,
@@ -99,6 +99,9 @@ def write_recipe_report(
     )
     statistics_ = statistics(points)
     fits = slopes(points) if recipe.chart.slopes else ()
+    # Temporary files of a process that was killed while it wrote a report.
+    files = (f"{FIGURE}.png", f"{FIGURE}.svg", SUMMARY, PAGE, TABLES, GAINS)
+    remove_leftovers_of(folder, *files)
     _draw(folder, recipe, panels, points, scores=scores)
     gains = recipe_gains(recipe.chart, panels, scores)
     _write_summary(folder, recipe, panels, (statistics_, fits, gains))

@@ -19,7 +19,7 @@ from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import CheckpointError, SpecError, reason
 from curricle.extras import package_version
 from curricle.figure_points import where_runs_are
-from curricle.files import content_digest, remove_leftovers, usable_folder, write_text
+from curricle.files import content_digest, remove_leftovers_of, usable_folder, write_text
 from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
 from curricle.records import RECORDS, EndRecord, RunRecord, read_records
@@ -129,8 +129,7 @@ def working(folder: Path) -> Iterator[None]:
         Nothing.
     """
     with locked(folder, name=COMMAND_LOCK, remedy="wait for its end"):
-        names = (SPEC, COMMAND, TEACHER_METRICS)
-        remove_leftovers(folder, "|".join(map(re.escape, names)))
+        remove_leftovers_of(folder, SPEC, COMMAND, TEACHER_METRICS)
         yield
 
 
@@ -266,7 +265,7 @@ def claim_teacher(spec: RunSpec) -> None:
     """Note that the teacher in the run folder is the one of this spec."""
     facts = teacher_facts(spec)
     claim = {"spec": _digest(facts), "facts": facts}
-    remove_leftovers(spec.folder / TEACHER, re.escape(TAUGHT))
+    remove_leftovers_of(spec.folder / TEACHER, TAUGHT)
     write_sealed(spec.folder / TEACHER / TAUGHT, claim)
 
 

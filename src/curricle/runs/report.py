@@ -10,6 +10,7 @@ from pathlib import Path
 
 from curricle.errors import CheckpointError, visible
 from curricle.figure_points import PANELS, caution, read_recipe
+from curricle.files import remove_leftovers_of
 from curricle.metrics import Direction
 from curricle.records import PROBES, RECORDS, ProbeRecord, read_probes
 from curricle.reports.page import write_page
@@ -23,6 +24,8 @@ from curricle.runs.request import Request, read_request
 from curricle.runs.spec import SEEDS
 from curricle.runs.teacher_file import read_teacher_metrics
 from curricle.values import plain
+
+SUMMARY, CURVES = "summary.json", "learning-curves"
 
 MOST_NAMED = 6
 """Folders that a title names."""
@@ -128,11 +131,14 @@ def _write(
     probes: Sequence[ProbeRecord],
 ) -> None:
     title, line = heading
+    # Temporary files of a process that was killed while it wrote a report.
+    curves = (f"{CURVES}.png", f"{CURVES}.svg")
+    remove_leftovers_of(page.parent, page.name, SUMMARY, *curves)
     write_page(runs, summary, page, title=title, command=line, probes=probes)
-    write_summary(summary, page.with_name("summary.json"))
+    write_summary(summary, page.with_name(SUMMARY))
     save_learning_curves(
         runs,
-        page.with_name("learning-curves"),
+        page.with_name(CURVES),
         metric=summary.metric,
         goal=summary.goal,
         log_x=summary.is_wide,

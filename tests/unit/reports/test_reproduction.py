@@ -45,7 +45,10 @@ def folder(comparison: Path, tmp_path: Path) -> Path:
 def test_curves_of_several_panels_are_drawn_one_below_the_other(folder: Path) -> None:
     write_recipe(folder, record(Chart(kind="curves"), "one", "two"))
     panels = [summary(folder / "panels" / name) for name in ("one", "two")]
+    leftover = folder / ".figure.png.123.tmp"
+    leftover.touch()
     lines = write_recipe_report(folder, panels)
+    assert not leftover.exists()
     assert [line.partition(":")[0] for line in lines] == ["one", "two"]
     assert "extraction reached" in lines[0]
     assert "<!-- two -->" in (folder / "figure.svg").read_text()

@@ -29,6 +29,7 @@ from curricle.runs.train import (
 )
 from curricle.teachers.trajectory import open_trajectory
 from curricle.training.binding.facts import FACTS
+from curricle.training.loop.best import BEST
 from curricle.training.setup.optimizers import SGD
 from tests.runs import contents
 
@@ -230,7 +231,7 @@ def test_a_trained_student_is_not_trained_again(make_spec: MakeSpec) -> None:
     assert contents(spec.folder) == before
 
 
-def test_a_kill_before_the_manifest_of_teacher_or_student_leaves_it_to_the_next_start(
+def test_a_kill_after_the_last_record_leaves_the_rest_to_the_next_start(
     make_spec: MakeSpec,
 ) -> None:
     spec = make_spec()
@@ -239,6 +240,7 @@ def test_a_kill_before_the_manifest_of_teacher_or_student_leaves_it_to_the_next_
     before = contents(spec.folder)
     for folder in (spec.folder, spec.folder / "teacher"):
         (folder / SEAL).rename(folder / f".{SEAL}.123.tmp")
+    (spec.folder / BEST).touch()
     teach(spec)
     train_student(spec, single_run(spec))
     assert contents(spec.folder) == before

@@ -10,7 +10,6 @@ manifest. So after a crash at any moment the folder is either begun or finished,
 manifest a finished run is still checked by its records.
 """
 
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import nn
 
 from curricle.checksums import SEAL, seal_folder, sealed_names
 from curricle.errors import CheckpointError
-from curricle.files import content_digest, remove_leftovers
+from curricle.files import content_digest, remove_leftovers_of
 from curricle.locks import locked
 from curricle.models.weights import load_weights, save_weights
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
@@ -95,7 +94,7 @@ class RunFolder:
         clear_leftovers(self.checkpoints)
         clear_failed_steps(self.folder)
         names = (self.records.name, self.weights.name, SEAL, BEST, FACTS)
-        remove_leftovers(self.folder, "|".join(map(re.escape, names)))
+        remove_leftovers_of(self.folder, *names)
 
     def begin(self) -> None:
         """Remove the manifest of an earlier run without records."""
@@ -123,15 +122,19 @@ class RunFolder:
         load_weights(module, self.weights)
 
     def complete(self, end: EndRecord) -> None:
-        """Write the manifest of a finished run whose process was killed just before it did.
+        """Do what follows the last record of a run, if its process was killed before it did.
 
         Args:
-            end: The last record of the run; without a hash, as in version 0.1, nothing is written.
+            end: The last record; without a hash, as in version 0.1, the folder has no manifest.
         """
-        if end.weights and not sealed_names(self.folder):
-            with ExitStack() as stack:
-                self.open_for_writing(stack)
+        best, is_sealed = self.folder / BEST, not end.weights or bool(sealed_names(self.folder))
+        if is_sealed and not best.exists():
+            return
+        with ExitStack() as stack:
+            self.open_for_writing(stack)
+            if not is_sealed:
                 self.seal()
+            best.unlink(missing_ok=True)
 
 
 def check_weights_file(path: Path, end: EndRecord) -> None:
