@@ -23,6 +23,7 @@ from curricle.records import (
     EndReason,
     EndRecord,
     EvaluationRecord,
+    Record,
     RunRecord,
     StageEndRecord,
     StagePlan,
@@ -217,6 +218,7 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
     evaluations: list[EvaluationRecord] = []
     end: EndRecord | None = None
     for record in records:
+        _check_stage(path, first, record)
         match record:
             case StageRecord():
                 stages.append(_shown_stage(record))
@@ -240,6 +242,16 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
         end=end,
         is_teacher=is_teacher,
     )
+
+
+def _check_stage(path: Path, opening: RunRecord, record: Record) -> None:
+    stage, names = getattr(record, "stage", None), [plan.name for plan in opening.stages]
+    if stage is not None and stage not in names:
+        raise CheckpointError(
+            f"{str(path)!r} must name the stages of its first record, "
+            f"{', '.join(map(repr, map(visible, names)))}; got a record of kind {record.kind!r} "
+            f"with stage {visible(stage)!r}"
+        )
 
 
 def _add_step(steps: list[StepRecord], step: StepRecord) -> None:

@@ -245,7 +245,7 @@ def is_claimed(spec: RunSpec) -> bool:
     Raises:
         CheckpointError: If it has the teacher of another spec, or its claim is damaged.
     """
-    folder = spec.folder / TEACHER
+    folder = usable_folder(spec.output_dir, "output_dir") / TEACHER
     claim = folder / TAUGHT
     if spec.teacher.total is None or not claim.is_file():
         return False

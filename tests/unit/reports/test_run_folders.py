@@ -199,6 +199,18 @@ def test_numbers_that_are_not_finite_are_an_error_of_their_line(
         load_runs([tmp_path])
 
 
+def test_a_record_of_an_unknown_stage_is_an_error(tmp_path: Path, write_run: WriteRun) -> None:
+    records = write_run(tmp_path, {10: 0.7}) / "records.jsonl"
+    text = re.sub(r', "check": "\w+"', "", records.read_text())
+    head, _, rest = text.partition("\n")
+    records.write_text(head + "\n" + rest.replace('"stage": "second"', '"stage": "third"', 1))
+    match = (
+        r"must name the stages of its first record, 'first', 'second'; got .* with stage 'third'"
+    )
+    with pytest.raises(CheckpointError, match=match):
+        load_runs([tmp_path])
+
+
 Outcomes = dict[str, tuple[int, str | None]]
 
 

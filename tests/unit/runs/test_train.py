@@ -15,7 +15,7 @@ from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord
 from curricle.runs import budget as budgets
-from curricle.runs.folder import TAUGHT, end_of, recorded_steps
+from curricle.runs.folder import TAUGHT, end_of, is_claimed, recorded_steps
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import (
     classes,
@@ -494,3 +494,12 @@ def test_a_teacher_and_a_budget_may_be_given_in_epochs(make_spec: MakeSpec, tmp_
     endless = make_spec("budget=2 epochs", f"output_dir={tmp_path / 'endless'}")
     with pytest.raises(BindError, match="for data that do not repeat"):
         rehearse(endless, student_runs(endless))
+
+
+def test_a_folder_of_too_long_a_name_is_refused_where_a_teacher_is_looked_for(
+    make_spec: MakeSpec,
+) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"'output_dir' must be a folder .* got a name of 300"
+    ):
+        is_claimed(make_spec(f"output_dir={'a' * 300}"))
