@@ -213,7 +213,8 @@ def _loss_axis(low: float, high: float) -> dict[str, object]:
     """Return a logarithmic axis with few ticks where there is one."""
     if low <= 0:
         return {"type": "linear"}
-    decades = math.log10(high / low)
+    # Not of their quotient, which may be beyond any float.
+    decades = math.log10(high) - math.log10(low)
     few = math.ceil(decades / 5) if decades > 2 else "D2"  # noqa: PLR2004 - ticks at 1, 2 and 5
     return {"type": "log", "dtick": few, "tickformat": "~g"}
 

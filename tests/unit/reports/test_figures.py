@@ -161,6 +161,16 @@ def test_losses_over_many_decades_have_few_ticks(tmp_path: Path, write_run: Writ
     assert loss_figure(load_runs([tmp_path])).layout.yaxis.dtick == 2
 
 
+def test_losses_whose_quotient_is_beyond_any_float_have_an_axis(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    records = write_run(tmp_path, {2: 0.5}) / "records.jsonl"
+    text = records.read_text().replace('"loss": 0.5', '"loss": 1e-200')
+    edit_records(records, text.replace('"loss": 1.0', '"loss": 1e200'))
+    # Four hundred decades: five ticks.
+    assert loss_figure(load_runs([tmp_path])).layout.yaxis.dtick == 80
+
+
 def test_names_are_shown_as_text_whatever_they_contain(tmp_path: Path, write_run: WriteRun) -> None:
     runs = load_runs([write_run(tmp_path, {10: 0.5}, method="<b>x</b>")])
     assert list(_named(learning_figure(runs, metric="accuracy"))) == ["&lt;b&gt;x&lt;/b&gt;"]
