@@ -90,12 +90,12 @@ def mismatches(student: Understood, teachers: Sequence[Understood]) -> dict[int,
     Returns:
         Reason by the number of the sublayer.
     """
-    found = dict[int, str]()
+    reason_by_member = dict[int, str]()
     for member in range(len(student.sublayers)):
         reasons = [_mismatch(student, teacher, member) for teacher in teachers]
         if any(reasons):
-            found[member] = next(filter(None, reasons))
-    return found
+            reason_by_member[member] = next(filter(None, reasons))
+    return reason_by_member
 
 
 def _mismatch(student: Understood, teacher: Understood, member: int) -> str:

@@ -100,9 +100,9 @@ class CalibratedModel:
         calls, outputs = list[tuple[BlockCall, Tensor]](), list[object]()
 
         def before(_: nn.Module, args: tuple[object, ...], keywords: Mapping[str, object]) -> None:
-            found = _call(args, keywords)
-            if found is not None:
-                calls.append(found)
+            call = _call(args, keywords)
+            if call is not None:
+                calls.append(call)
 
         def after(_: nn.Module, __: object, output: object) -> None:
             outputs.append(output)
@@ -166,16 +166,16 @@ class CalibratedModel:
         """Return sublayers and roles of a block."""
         block, call, state = self.blocks[number], self.calls[0][number], self.states[0]
         with passes_of(self.module):
-            found = anatomy(block, call, state)
-            if found.reason:
-                return Understood(reason=found.reason)
-            return Understood(found.sublayers, self._roles_of(number, found))
+            structure = anatomy(block, call, state)
+            if structure.reason:
+                return Understood(reason=structure.reason)
+            return Understood(structure.sublayers, self._roles_of(number, structure))
 
-    def _roles_of(self, number: int, found: Anatomy) -> tuple[Roles, ...]:
+    def _roles_of(self, number: int, structure: Anatomy) -> tuple[Roles, ...]:
         # Blocks of a stack are alike: those with the same maps of the same sizes have these roles.
         key = tuple(
             (linear.path, linear.sizes)
-            for sublayer in found.sublayers
+            for sublayer in structure.sublayers
             for linear in (*sublayer.inputs, sublayer.output)
         )
         if key not in self._roles:
@@ -188,7 +188,7 @@ class CalibratedModel:
                 # Effects of single columns drown in the rounding of 16 bits.
                 block, call = copy.deepcopy(block).float(), call.in_float32()
             self._roles[key] = tuple(
-                roles(block, call, state.float(), sublayer) for sublayer in found.sublayers
+                roles(block, call, state.float(), sublayer) for sublayer in structure.sublayers
             )
         return self._roles[key]
 
@@ -225,8 +225,8 @@ def _rebuilt(output: object) -> Callable[[Tensor], object] | None:
     if isinstance(output, Tensor):
         return lambda state: state
     if type(output) is tuple and not any(isinstance(entry, Tensor) for entry in output[1:]):
-        rest = output[1:]
-        return lambda state: (state, *rest)
+        extras = output[1:]
+        return lambda state: (state, *extras)
     return None
 
 
@@ -236,9 +236,9 @@ def _passing_on(
     """Return a block's `forward` that returns a given state, or the one that it receives."""
 
     def forward(*args: object, **keywords: object) -> object:
-        found = _call(args, keywords)
-        assert rebuilt is not None and found is not None  # noqa: S101, PT018 - blocks were run
-        return rebuilt(found[1] if state is None else state)
+        call = _call(args, keywords)
+        assert rebuilt is not None and call is not None  # noqa: S101, PT018 - blocks were run
+        return rebuilt(call[1] if state is None else state)
 
     return forward
 

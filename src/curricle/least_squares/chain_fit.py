@@ -189,10 +189,10 @@ def _fit_pairs(
     previous: tuple[ChainPair, Tensor] | None = None
     for pair in pairs:
         fit = _PairFit(student, teacher, batches, pair)
-        chosen = fit.chosen()
-        fit.fit_map(chosen, previous)
-        fit.fit_norms(chosen)
-        previous = pair, chosen
+        units = fit.chosen()
+        fit.fit_map(units, previous)
+        fit.fit_norms(units)
+        previous = pair, units
 
 
 @contextmanager
@@ -323,11 +323,11 @@ class _PairFit:
             sums.add(values, values)
         return sums.statistics[1].topk(number).indices.sort().values
 
-    def fit_map(self, chosen: Tensor, previous: tuple[ChainPair, Tensor] | None) -> None:
+    def fit_map(self, units: Tensor, previous: tuple[ChainPair, Tensor] | None) -> None:
         """Set the student's map.
 
         Args:
-            chosen: Units of the teacher that the student's stand for.
+            units: Units of the teacher that the student's stand for.
             previous: The pair before, with the units chosen there.
         """
         linear = self.pair.link.map
@@ -337,18 +337,18 @@ class _PairFit:
             columns = linear.columns(received.inputs[linear.path])
             reading = self._teacher_reading(batch)
             moments.add(
-                _rows(columns, -1, batch.counted), self._teacher_rows(reading, batch, chosen)
+                _rows(columns, -1, batch.counted), self._teacher_rows(reading, batch, units)
             )
-        linear.set(moments.solve(self._prior(chosen, previous)))
+        linear.set(moments.solve(self._prior(units, previous)))
 
-    def _prior(self, chosen: Tensor, previous: tuple[ChainPair, Tensor] | None) -> Affine:
+    def _prior(self, units: Tensor, previous: tuple[ChainPair, Tensor] | None) -> Affine:
         """Return the teacher's map of the chosen units, or zero where it reads others."""
         pair, drawn = self.pair, self.pair.link.map.affine
         zero = Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias))
         if pair.has_placed_units or self.pair.target_path != pair.twin.map.path:
             return zero
         affine = pair.twin.map.affine
-        weight, bias = affine.weight[chosen], affine.bias[chosen]
+        weight, bias = affine.weight[units], affine.bias[units]
         if previous is None:
             if pair.number == pair.teacher_number == 0 and weight.shape == drawn.weight.shape:
                 return Affine(weight, bias)
@@ -378,7 +378,7 @@ class _PairFit:
         self,
         reading: Reading,
         batch: CalibrationBatch,
-        chosen: Tensor | None,
+        units: Tensor | None,
         path: str = "",
     ) -> Tensor:
         """Return the output of a module of the teacher at chosen units; at all for None."""
@@ -387,32 +387,32 @@ class _PairFit:
             rows = _flat(output)
         else:
             rows = _rows(output, self.pair.twin.map.unit_axis, batch.counted)
-        return rows if chosen is None else rows[:, chosen]
+        return rows if units is None else rows[:, units]
 
-    def fit_norms(self, chosen: Tensor) -> None:
+    def fit_norms(self, units: Tensor) -> None:
         """Set the normalizations behind the student's map.
 
         Args:
-            chosen: Units of the teacher that the student's stand for.
+            units: Units of the teacher that the student's stand for.
         """
         for norm, path in self.pair.norms:
             if norm.statistics is not None and norm.has_gain:
-                norm.set_statistics(*self._norm_sums(norm, path, chosen).statistics)
-            sums = self._norm_sums(norm, path, chosen, is_plain=norm.has_gain)
+                norm.set_statistics(*self._norm_sums(norm, path, units).statistics)
+            sums = self._norm_sums(norm, path, units, is_plain=norm.has_gain)
             if norm.has_gain:
                 norm.set_gain(*sums.gain_and_shift(has_shift=norm.has_shift))
             else:
                 norm.set_gain_by_statistics(*sums.gain_and_shift(has_shift=True))
 
     def _norm_sums(
-        self, norm: UnitNorm, path: str, chosen: Tensor, *, is_plain: bool = False
+        self, norm: UnitNorm, path: str, units: Tensor, *, is_plain: bool = False
     ) -> ChannelMoments:
         """Return sums over inputs, or plain outputs, of a normalization and over its targets."""
         sums = ChannelMoments()
         for batch in self.batches:
             received = read(self.student, batch.student, (), stop_at=norm.path).inputs[norm.path]
             values = norm.plain(received) if is_plain else received
-            targets = self._teacher_rows(self._teacher_reading(batch), batch, chosen, path)
+            targets = self._teacher_rows(self._teacher_reading(batch), batch, units, path)
             sums.add(_rows(values, norm.unit_axis, batch.counted), targets)
         return sums
 

@@ -176,11 +176,11 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
 
 def _understood(model: CalibratedModel, blocks: range) -> list[Understood]:
     """Return the sublayers of some blocks, and advance the model behind them."""
-    found = []
+    understood = []
     for block in blocks:
-        found.append(model.understood(block))
+        understood.append(model.understood(block))
         model.advance(block)
-    return found
+    return understood
 
 
 def _moments(model: CalibratedModel, depths: Sequence[int]) -> list[Tensor]:
@@ -205,15 +205,15 @@ def _moments(model: CalibratedModel, depths: Sequence[int]) -> list[Tensor]:
 def _subtracts_mean(model: CalibratedModel) -> bool:
     """Return whether normalizations of the states subtract the mean of their channels."""
     probe = model.states[0][:1, :1]
-    found = list[bool]()
+    are_centered = list[bool]()
 
     def look(path: str, module: nn.Module) -> None:
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.shape == probe.shape[-1:]:
             norm = norm_of(path, module, probe, probe)
             if norm is not None:
-                found.append(norm.subtracts_mean)
+                are_centered.append(norm.subtracts_mean)
 
     for path, module in model.module.named_modules():
         look(path, module)
-    return any(found)
+    return any(are_centered)

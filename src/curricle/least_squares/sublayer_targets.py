@@ -105,10 +105,10 @@ def _neurons(
     ]
     size = min(len(neurons.activated), len(moment))
     # In the teacher's order, so that a student of the same size is its teacher.
-    chosen = sorted(pursued(moment, written, size))
+    indices = sorted(pursued(moment, written, size))
     columns, inputs = _empty(sublayer, surveys)
     is_set = torch.zeros(sum(sublayer.widths), dtype=torch.bool)
-    for neuron, index in enumerate(chosen):
+    for neuron, index in enumerate(indices):
         number, source = places[index]
         teacher_neurons = surveys[number].roles.neurons
         assert teacher_neurons is not None  # noqa: S101 - of this kind
@@ -142,11 +142,11 @@ def pursued(
     sizes, shares = moment.diagonal().clone(), written @ moment
     smallest = PURSUIT_FLOOR * sizes.mean().clamp_min(1e-30)
     factors = moment.new_zeros(len(moment), size)
-    chosen, is_free = list[int](), torch.ones(len(moment), dtype=torch.bool)
+    neurons, is_free = list[int](), torch.ones(len(moment), dtype=torch.bool)
     for step in range(size):
         gains = torch.where(sizes > smallest, shares.square().sum(0) / sizes, 0.0)
         best = int(torch.where(is_free, gains, -1.0).argmax())
-        chosen.append(best)
+        neurons.append(best)
         is_free[best] = False
         if sizes[best] <= smallest:
             continue
@@ -155,7 +155,7 @@ def pursued(
         shares -= torch.outer(shares[:, best] / sizes[best].sqrt(), column)
         factors[:, step] = column
         sizes -= column.square()
-    return chosen
+    return neurons
 
 
 @final

@@ -270,11 +270,11 @@ def _fit_neurons(pair: Pair, linear: LinearMap, teacher_map: LinearMap, reader: 
     for batch in pair.batches:
         energy += pair.read_by(batch, reader.path).square().sum(0)
     energy *= reader.affine.weight.square().sum(0)
-    chosen = energy.topk(size).indices.sort().values
+    channels = energy.topk(size).indices.sort().values
     moments = Moments(has_bias=linear.has_bias)
     for batch in pair.batches:
         target = pair.computed(batch, teacher_map.path)
-        moments.add(pair.received(batch, linear), target[:, chosen])
+        moments.add(pair.received(batch, linear), target[:, channels])
     drawn = linear.affine
     zero = Affine(torch.zeros_like(drawn.weight), torch.zeros_like(drawn.bias))
     linear.set(moments.solve(zero))

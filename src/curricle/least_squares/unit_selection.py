@@ -85,12 +85,12 @@ class UnitSelection:
         # A Cholesky decomposition in blocks, the pivot of which is the unit that explains most.
         factor = gram.new_zeros(len(gram), 0)
         blocks, residuals = gram[units[:, :, None], units[:, None]] + ridge, products[units]
-        chosen = list[int]()
+        selected = list[int]()
         for _ in range(number):
             gains = (residuals * torch.linalg.solve(blocks, residuals)).sum((1, 2))
-            gains[chosen] = -1
+            gains[selected] = -1
             unit = int(gains.argmax())
-            chosen.append(unit)
+            selected.append(unit)
             panel = gram[:, units[unit]] - factor @ factor[units[unit]].mT
             root = torch.linalg.cholesky(blocks[unit])
             # Inputs and outputs, each times the inverse of the root.
@@ -101,7 +101,7 @@ class UnitSelection:
             residuals = residuals - panel[units] @ both[:, len(gram) :]
             blocks = blocks - panel[units] @ panel[units].mT
             blocks[unit] += ridge
-        return torch.tensor(chosen).sort().values
+        return torch.tensor(selected).sort().values
 
     def _covariances(self) -> tuple[Tensor, Tensor]:
         """Return those of the columns, and of columns and outputs.

@@ -103,11 +103,11 @@ class ChannelSelection:
             energies: Mean square of each channel.
             student_width: Number of selected channels.
         """
-        chosen = sorted(
+        channels = sorted(
             largest_channels(energies, student_width) if self.channels is None else self.channels
         )
-        rows = torch.eye(len(energies), dtype=energies.dtype, device=energies.device)[chosen]
-        kept = energies[chosen].mean()
+        rows = torch.eye(len(energies), dtype=energies.dtype, device=energies.device)[channels]
+        kept = energies[channels].mean()
         # Without any energy the scale does not matter.
         scale = torch.where(kept > 0, energies.mean() / kept, torch.ones_like(kept)).sqrt()
         return rows * scale

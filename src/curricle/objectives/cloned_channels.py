@@ -45,12 +45,12 @@ def selection_matrix(
     """
     if heads is not None and not any(size % head for size, head in zip(sizes, heads, strict=True)):
         first = _evenly((sizes[0] // heads[0], sizes[1] // heads[1])) * heads[1]
-        chosen = (first[:, None] + _evenly(heads)).flatten()
+        channels = (first[:, None] + _evenly(heads)).flatten()
     else:
         energy = energies.get(("", sizes), energies.get((block, sizes)))
         # In the teacher's order, so that equal channels of two models stay in one order.
-        chosen = _evenly(sizes) if energy is None else energy.topk(sizes[0]).indices.sort().values
-    return torch.eye(sizes[1])[chosen]
+        channels = _evenly(sizes) if energy is None else energy.topk(sizes[0]).indices.sort().values
+    return torch.eye(sizes[1])[channels]
 
 
 def _evenly(sizes: Sizes) -> Int[Tensor, " student_size"]:
