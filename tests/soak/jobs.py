@@ -181,6 +181,16 @@ JOBS = (
         arguments=("distill", SPEC),
     ),
     Job(
+        name="distill, saved in the background",
+        is_short=True,
+        spec=tiny_spec(
+            curriculum=staged(),
+            engine=with_engine(async_save=True, save_every=3, keep_best=True),
+        ),
+        arguments=("distill", SPEC),
+        share=4,
+    ),
+    Job(
         name="distill, labels",
         spec=tiny_spec(curriculum={"kind": "from_labels"}),
         arguments=("distill", SPEC),

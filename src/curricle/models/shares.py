@@ -61,9 +61,10 @@ def share_in_memory(tensor: Tensor) -> Tensor:
 
 
 def whole_parts(module: nn.Module, *, keeps: bool) -> dict[str, Tensor]:
-    """Return the whole parameters and buffers of a sharded module on the CPU, tied ones once.
+    """Return copies of the whole parameters and buffers of a sharded module, tied ones once.
 
-    Every process calls it. One tensor at a time is gathered where the weights lie.
+    The copies lie on the CPU. Every process calls it. One tensor at a time is gathered where the
+    weights lie.
 
     Args:
         module: The module.
@@ -76,5 +77,10 @@ def whole_parts(module: nn.Module, *, keeps: bool) -> dict[str, Tensor]:
     for name, tensor in owners.values():
         gathered = whole(tensor)
         if keeps:
-            parts[name] = gathered.to("cpu", memory_format=torch.contiguous_format)
+            parts[name] = host_copy(gathered)
     return parts
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """Return a copy of a whole tensor on the CPU, contiguous and with a storage of its own."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -21,7 +21,7 @@ from curricle.errors import CheckpointError
 from curricle.files import new_file
 from curricle.models.dispatching import offloaded_weights
 from curricle.models.peft_adapters import tuner_settings
-from curricle.models.shares import is_sharded, is_share, share_of, whole_parts
+from curricle.models.shares import host_copy, is_sharded, is_share, share_of, whole_parts
 from curricle.values import fingerprint
 
 
@@ -49,7 +49,7 @@ def save_weights(module: nn.Module, path: Path | None) -> None:
         path: The file; None only hands this process's shares to the one that writes.
     """
     if is_sharded(module):
-        parts = whole_parts(module, keeps=path is not None)
+        parts = host_copies(module, keeps=path is not None)
         if path is not None:
             save_tensors(parts, path, metadata={"format": "pt"})
         return
@@ -59,14 +59,25 @@ def save_weights(module: nn.Module, path: Path | None) -> None:
     if any(_is_slice(tensor) or not tensor.is_contiguous() for tensor in state.values()):
         # Weights of stacked students, and transposed ones of tied adapters: safetensors writes
         # neither slices of a storage nor tied names in another memory order.
-        tensors = {
-            names[0]: state[names[0]].clone(memory_format=torch.contiguous_format)
-            for names in _owners(module)
-        }
-        save_tensors(tensors, path, metadata={"format": "pt"})
+        save_tensors(host_copies(module), path, metadata={"format": "pt"})
         return
     with new_file(path) as temporary, serializing(path):
         save_model(module, str(temporary))
+
+
+def host_copies(module: nn.Module, *, keeps: bool = True) -> dict[str, Tensor]:
+    """Return copies of the parameters and buffers of a module in host memory, tied ones once.
+
+    Args:
+        module: The module; of one in shares every process calls this.
+        keeps: Whether this process keeps the tensors; otherwise the result is empty.
+    """
+    if is_sharded(module):
+        return whole_parts(module, keeps=keeps)
+    if not keeps:
+        return {}
+    state = module.state_dict()
+    return {names[0]: host_copy(state[names[0]]) for names in _owners(module)}
 
 
 def save_tensors(

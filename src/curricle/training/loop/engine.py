@@ -169,6 +169,7 @@ class TrainingRun:
             recovery=self._recovery,
             placement=run.settings.placement,
             keep=run.settings.keep_checkpoints,
+            async_save=run.settings.async_save,
         )
 
     def __enter__(self) -> "TrainingRun":
@@ -438,8 +439,8 @@ class TrainingRun:
                 error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
         best, point = self._best, None
+        self._keep_best(metrics)
         if best is not None:
-            best.keep(module, self._usage.steps, metrics)
             # All processes read the file that one has written.
             self.run.settings.placement.wait()
             best.load(module)
@@ -483,8 +484,7 @@ class TrainingRun:
             metrics = self._metrics_or_save(stage, stepper, loss, step)
         reaches_goal = False
         if is_due:
-            if self._best is not None:
-                self._best.keep(self.run.student.module, done, metrics)
+            self._keep_best(metrics)
             name = stage.declared.name
             self._journal.write(EvaluationRecord(stage=name, metrics=metrics, usage=self._usage))
             # As long as no objective has read the logits, a metric of them measures chance.
@@ -502,6 +502,13 @@ class TrainingRun:
         if every is not None and done % every == 0 and not reaches_goal:
             self._save(stepper, loss, step)
         return end
+
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
+        """Keep the weights after an evaluation, if the settings say so and they are the best."""
+        if self._best is not None:
+            # A checkpoint that is being written takes the file of the best weights until now.
+            self._journal.wait()
+            self._best.keep(self.run.student.module, self._usage.steps, metrics)
 
     def _write_loss(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
         """Record the loss of a step, unless it was skipped and has a record of its own."""
@@ -548,18 +555,19 @@ class TrainingRun:
         Raises:
             Interrupted: Always.
         """
-        self._save(stepper, loss, step)
+        self._save(stepper, loss, step, is_last=True)
         files = self._journal.files
         saved = None if files is None else files.newest()
         raise Interrupted(signal_number, saved)
 
-    def _save(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
+    def _save(self, stepper: Stepper, loss: StepLoss, step: int, *, is_last: bool = False) -> None:
         if self.outputs.folder is None:
             return
         # A run that has diverged must not replace its last good checkpoint.
         stepper.check(loss, step)
         stepper.check_weights(step)
-        self._journal.save(self._usage, self._optimizer, adapters=stepper.loss.adapters)
+        adapters = stepper.loss.adapters
+        self._journal.save(self._usage, self._optimizer, adapters=adapters, is_last=is_last)
 
     def _metrics_or_save(
         self, stage: BoundStage, stepper: Stepper, loss: StepLoss, step: int
@@ -579,7 +587,7 @@ class TrainingRun:
         except Exception as error:
             # The checkpoint goes on after this step, which may be the last of a window or stage.
             self._look(stage, step + 1, {})
-            self._save(stepper, loss, step)
+            self._save(stepper, loss, step, is_last=True)
             if self.outputs.folder is not None:
                 error.add_note(f"a checkpoint is in {str(self.outputs.folder / CHECKPOINTS)!r}")
             raise

@@ -2,7 +2,7 @@
 
 A `Journal` opens the run folder, refuses one that holds another run, and restores the state of the
 newest checkpoint. From then on it appends records, which observers also receive, and saves
-checkpoints.
+checkpoints, which a background thread can write.
 
 Design: a checkpoint counts the records before it, so these are flushed to the disk first. When a
 run is resumed, records after the checkpoint are dropped and written again.
@@ -35,6 +35,7 @@ from curricle.training.loop.checkpoints import (
 from curricle.training.loop.fallback import missing_notes
 from curricle.training.loop.recovery import Recovery
 from curricle.training.loop.resuming import RunFolder, owner_of
+from curricle.training.loop.save_thread import SaveThread
 from curricle.training.setup.placement import HOST, Placement
 from curricle.values import fingerprint
 
@@ -55,6 +56,7 @@ class Journal:
         recovery: Recovery,
         placement: Placement = HOST,
         keep: int = 1,
+        async_save: bool = False,
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.
 
@@ -68,6 +70,7 @@ class Journal:
             recovery: Recovery of the run, whose state is part of its checkpoints.
             placement: Processes of the run; the first one writes the files, all read checkpoints.
             keep: Number of checkpoints that stay.
+            async_save: Whether checkpoints are written by a background thread.
         """
         self.files, self._keep = files, keep
         self._student, self._timeline = student, timeline
@@ -81,6 +84,7 @@ class Journal:
         self._best, self._recovery, self._is_writer = best, recovery, placement.is_writer
         self._placement = placement
         self._writer: RecordWriter | None = None
+        self._thread = SaveThread() if async_save else None
 
     def open(
         self,
@@ -208,6 +212,7 @@ class Journal:
         Returns:
             Whether there was a checkpoint.
         """
+        self.wait()
         files = self.files
         checkpoint = None if files is None else files.newest()
         if files is None or self._writer is None or checkpoint is None:
@@ -281,8 +286,22 @@ class Journal:
         for observer in self._observers:
             observer(record)
 
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            CheckpointError: If it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.wait()
+
     def save(
-        self, usage: Usage, optimizer: torch.optim.Optimizer, *, adapters: nn.ModuleList
+        self,
+        usage: Usage,
+        optimizer: torch.optim.Optimizer,
+        *,
+        adapters: nn.ModuleList,
+        is_last: bool = False,
     ) -> None:
         """Save a checkpoint, if there is a folder.
 
@@ -290,7 +309,13 @@ class Journal:
             usage: Consumed so far.
             optimizer: The optimizer of the student's weights.
             adapters: Modules that the open stage trains beside the student.
+            is_last: Whether the run ends here, so that the checkpoint is written within the call.
+
+        Raises:
+            CheckpointError: If this checkpoint or the one before could not be written.
         """
+        # Before the tensors are copied: host memory holds those of one checkpoint.
+        self.wait()
         # Statistics of batches are those of the share of each process.
         self._placement.copy_first(self._student.buffers())
         if self.files is None or self._writer is None:
@@ -308,6 +333,7 @@ class Journal:
             adapters=adapters,
             best=self._best,
             keep=self._keep,
+            thread=None if is_last else self._thread,
         )
         # All processes read this checkpoint from here on.
         self._placement.wait()
@@ -316,6 +342,8 @@ class Journal:
         """Return the SHA-256 of the written weights; empty where this process writes none."""
         if self.files is None:
             return ""
+        # A checkpoint that could not be written ends the run before it counts as finished.
+        self.wait()
         if self._is_writer:
             return self.files.save_student(self._student)
         save_weights(self._student, None)
@@ -331,6 +359,8 @@ class Journal:
         self._placement.wait()
 
     def close(self) -> None:
-        """Close the file of records."""
+        """Wait for the last checkpoint and close the file of records."""
+        if self._thread is not None:
+            self._thread.close()
         if self._writer is not None:
             self._writer.close()

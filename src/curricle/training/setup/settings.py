@@ -99,6 +99,11 @@ class TrainingSettings:
     keep_checkpoints: int = Field(default=2, gt=0, exclude_if=_is_pair)
     """Number of checkpoints that stay, the newest included; the one before it serves where the
     newest is damaged (`curricle resume --fallback`)."""
+    async_save: bool = Field(default=False, exclude_if=operator.not_)
+    """Whether checkpoints are written in the background: a step with a checkpoint copies all
+    tensors to host memory, and a thread writes the files while the next steps are taken. At most
+    one checkpoint is being written; the next one, a return to a checkpoint, an evaluation with
+    `keep_best` and the end of the run wait for it, and an error of the disk is raised there."""
     keep_best: bool | BestMetric = Field(default=False, exclude_if=operator.not_)
     """Whether the student ends with the weights of its best evaluation, by the metric of the run or
     by one that is named here; of equal values the earlier counts. A teacher that a spec trains

@@ -505,6 +505,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("curricle.training.loop.checkpoints.save_file", full)
-    with pytest.raises(CheckpointError, match=r"optimizer.safetensors' cannot be written: .*space"):
+    with pytest.raises(CheckpointError, match=r"student.safetensors' cannot be written: .*space"):
         saved(tmp_path)
     assert list(tmp_path.iterdir()) == [good]
