@@ -1,4 +1,4 @@
-"""Memory limit of the process, checks of large allocations against it, and none at all.
+"""Memory limit of the process, checks of large allocations against it, and failed allocations.
 
 A system that overcommits memory lets a process start filling it and kills the process minutes
 later. So the size of tensors that follows from a setting is compared with the limit beforehand.
@@ -16,6 +16,12 @@ try:
 except ImportError:  # pragma: no cover - Windows has no limits of this kind
     resource = None  # type: ignore[assignment]
 
+CPU_SHORTAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+)
+"""Words of torch's error for a failed allocation on a CPU, on Linux and on other systems."""
+
 
 def unallocated() -> AbstractContextManager[object]:
     """Return a context in which models are built on torch's meta device, without memory."""
@@ -25,6 +31,17 @@ def unallocated() -> AbstractContextManager[object]:
 def is_unallocated() -> bool:
     """Return whether models are built without memory at present."""
     return bool(torch.get_default_device().type == "meta")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is a failed allocation of a tensor, on a GPU or a CPU.
+
+    Args:
+        error: Any error; for the CPU torch raises a plain `RuntimeError`.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_SHORTAGES)
 
 
 def check_memory(needed: int, subject: str) -> None:

@@ -1,10 +1,11 @@
 """Sizes that no memory holds are refused before anything is made."""
 
 import pytest
+import torch
 
 from curricle import memory
 from curricle.errors import BindError
-from curricle.memory import check_memory, memory_limit
+from curricle.memory import check_memory, is_out_of_memory, memory_limit
 from curricle.objectives.projections import Gaussian, Learned, Sign
 
 
@@ -48,3 +49,24 @@ def test_a_projection_that_no_memory_holds_is_refused(law: Gaussian | Sign) -> N
 def test_a_learned_map_that_no_memory_holds_is_refused() -> None:
     with pytest.raises(BindError, match=r"a projection of [\d,]+ entries in float64 must"):
         Learned().adapter(seed=0, name="a", student_width=10**7, teacher_width=10**8)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("DefaultCPUAllocator: not enough memory"), False),
+    ],
+)
+def test_failed_allocations_are_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_an_allocation_that_torch_refuses_is_a_lack_of_memory() -> None:
+    # More than any address space has, so that it fails on every machine.
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**57, dtype=torch.uint8)
+    assert is_out_of_memory(raised.value)

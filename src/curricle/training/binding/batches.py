@@ -20,7 +20,6 @@ from inspect import signature
 from types import TracebackType
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from curricle.colocation import synchronize
@@ -29,6 +28,7 @@ from curricle.data.batch import Batch, Inputs, named
 from curricle.data.blocks import concatenated
 from curricle.data.streams import Stream, examples_per_epoch
 from curricle.errors import BindError, CurricleError, DataError
+from curricle.memory import is_out_of_memory
 from curricle.models.tapped import REFUSALS, Activations
 
 PEEKED = 8
@@ -152,7 +152,7 @@ def run_forward(
     Raises:
         CurricleError: If the pass raises one.
         DataError: If the pass fails, which it did not for the first batch; its error is quoted.
-        OutOfMemoryError: If memory runs out, which is no fault of the data.
+        REFUSALS: If memory runs out, which is no fault of the data.
     """
     # Shapes alone, so it costs a passing step nothing; only the pass of a suspect batch is waited
     # for, to catch its failure here and not at a later call.
@@ -161,11 +161,12 @@ def run_forward(
         activations = forward()
         if words:
             _wait(inputs)
-    # First, since both are kinds of the errors below: a sentence of ours must not be wrapped, and
-    # no other batch would mend the memory.
-    except (CurricleError, torch.OutOfMemoryError):
+    except CurricleError:
         raise
     except REFUSALS as error:
+        # No other batch would mend the memory.
+        if is_out_of_memory(error):
+            raise
         rule = words or f"{owner!r} must take every batch of the stream"
         raise DataError(f"{rule}; its forward pass failed with: {error}") from error
     return activations

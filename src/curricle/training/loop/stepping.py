@@ -20,6 +20,7 @@ from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.data.finiteness import non_finite_words
 from curricle.errors import DivergenceError, OutOfMemoryError, short_reason
+from curricle.memory import is_out_of_memory
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.models.shares import whole
@@ -67,6 +68,11 @@ class Prepared:
     parts: list[tuple[Batch, list[Target] | None]]
     """The micro-batches, each with the targets of all objectives; None if they are not computed
     yet."""
+
+
+def _sizes(prepared: Prepared) -> tuple[int, int]:
+    """Return the number of examples of a step, and of its micro-batches."""
+    return sum(batch.num_examples for batch, _ in prepared.parts), len(prepared.parts)
 
 
 def _is_finite(weight: Tensor) -> bool:
@@ -150,11 +156,28 @@ class Stepper:
             OutOfMemoryError: If the memory does not suffice.
         """
         with LocatedErrors(self.stage.declared.name, step, self.run.seed):
+            return self._update(self._inputs(step, stop), step)
+
+    def _inputs(self, step: int, stop: int) -> Prepared:
+        """Return the inputs of a step, prefetched or not.
+
+        Raises:
+            OutOfMemoryError: If the memory does not suffice for them.
+            RuntimeError: Any other of the stream or the teacher.
+        """
+        try:
             if self.prefetcher is None:
-                prepared = self.prepared(step)
-            else:
-                prepared = self.prefetcher.take(step, ahead=step + 1 < stop)
-            return self._update(prepared, step)
+                return self.prepared(step)
+            return self.prefetcher.take(step, ahead=step + 1 < stop)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            examples = self.run.stream.batch_size // self._num_processes
+            remedies = "a smaller batch" if self.prefetcher is None else "prefetch='none'"
+            raise OutOfMemoryError(
+                self._shortage("inputs", step, examples, self.recovery.micro_batches)
+                + f"; choose {remedies}: {short_reason(error)}"
+            ) from error
 
     def prepared(self, step: int) -> Prepared:
         """Return the inputs of a step, with targets if these are prefetched."""
@@ -190,7 +213,19 @@ class Stepper:
                 _restore(copies)
                 return loss
             self.recovery.add(loss)
-        self._move(step)
+        try:
+            self._move(step)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Not repeated: torch changes some weights and moments before others, and smaller
+            # micro-batches need the same memory here.
+            raise OutOfMemoryError(
+                self._shortage("optimizer", step, *_sizes(prepared))
+                + f"; choose an optimizer with less state, as SGD without momentum, "
+                f"parallel='fsdp2' or a smaller student; the update is incomplete, so a run goes "
+                f"on from its newest checkpoint: {short_reason(error)}"
+            ) from error
         return loss
 
     def _move(self, step: int) -> None:
@@ -219,15 +254,31 @@ class Stepper:
 
         Raises:
             OutOfMemoryError: If the memory does not suffice.
+            RuntimeError: Any other of the models or the objectives.
         """
         note = ""
         while True:
             try:
                 loss = self._passed(prepared, step)
                 return replace(loss, note=note) if note else loss
-            except torch.OutOfMemoryError as error:
-                shortage = OutOfMemoryError(self._shortage(prepared, step, error))
-                if not self._can_halve or not self._is_divisible(prepared):
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                is_divisible = self._is_divisible(prepared)
+                number = 2 * len(prepared.parts)
+                # A run with other 'gradient_accumulation_steps' cannot go on from its checkpoints.
+                remedy = (
+                    f"on_out_of_memory='halve', for a new run 'gradient_accumulation_steps' of "
+                    f"{number}"
+                    if is_divisible
+                    else "a smaller batch"
+                )
+                shortage = OutOfMemoryError(
+                    self._shortage("batch", step, *_sizes(prepared))
+                    + f"; choose {remedy}, precision='bfloat16' or a smaller student: "
+                    f"{short_reason(error)}"
+                )
+                if not self._can_halve or not is_divisible:
                     raise shortage from error
                 note = str(shortage)
             # Outside of the handler, whose traceback holds the activations of the failed pass.
@@ -237,21 +288,19 @@ class Stepper:
             self.recovery.halve()
             prepared = self.prepared(step)
 
-    def _shortage(self, prepared: Prepared, step: int, error: torch.OutOfMemoryError) -> str:
-        """Return the sentence about a lack of memory."""
-        number = len(prepared.parts)
-        examples = sum(batch.num_examples for batch, _ in prepared.parts)
-        # A run with other 'gradient_accumulation_steps' cannot go on from its checkpoints.
-        remedy = (
-            f"on_out_of_memory='halve', for a new run 'gradient_accumulation_steps' of {2 * number}"
-            if self._is_divisible(prepared)
-            else "a smaller batch"
-        )
+    def _shortage(self, name: str, step: int, examples: int, micro_batches: int) -> str:
+        """Return the beginning of the sentence about a lack of memory.
+
+        Args:
+            name: What does not fit.
+            step: The step.
+            examples: Examples of the batch, or of this process's share.
+            micro_batches: Number of micro-batches.
+        """
         return (
-            f"'batch' must fit into memory; it does not in stage {self.stage.declared.name!r} at "
-            f"step {step}, with {examples} examples in {number} micro-batches of "
-            f"{examples // number}; choose {remedy}, precision='bfloat16' or a smaller student: "
-            f"{short_reason(error)}"
+            f"{name!r} must fit into memory; it does not in stage {self.stage.declared.name!r} at "
+            f"step {step}, with {examples} examples in {micro_batches} micro-batches of "
+            f"{examples // micro_batches}"
         )
 
     def _is_divisible(self, prepared: Prepared) -> bool:

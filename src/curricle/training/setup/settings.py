@@ -116,8 +116,9 @@ class TrainingSettings:
     """Reaction to a step for which the memory does not suffice. `stop` ends the run, naming stage,
     batch and remedy; `halve` doubles `gradient_accumulation_steps` for the rest of the run and
     takes the step again, so that the batch of the step stays the same. Results then agree within
-    rounding. A lack of CPU memory is not covered: torch raises a plain `RuntimeError`, if the
-    system does not kill the process first."""
+    rounding. On a CPU it works where an allocation fails; a system that overcommits memory kills
+    the process instead. A lack of memory in the update ends the run: smaller micro-batches need the
+    same there."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
     compile: Literal["none", "student", "teacher", "both"] = "none"

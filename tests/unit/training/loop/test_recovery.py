@@ -16,7 +16,7 @@ from curricle.checksums import check_sealed
 from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.batch import Batch
-from curricle.errors import CheckpointError, DivergenceError, OutOfMemoryError
+from curricle.errors import CheckpointError, DataError, DivergenceError, OutOfMemoryError
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.records import RECORDS, EndRecord, Record, RecoveryRecord, StepRecord, read_records
@@ -26,6 +26,7 @@ from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint, r
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.recovery import BATCH, FAILED, FAILURE, MEMORY, Recovery
 from curricle.training.loop.stage_loss import StepLoss
+from curricle.training.loop.stepping import Prepared, Stepper
 from curricle.training.setup.divergence import OnDivergence, RollBack, SkipSteps, StopRun
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
@@ -429,11 +430,21 @@ def test_students_of_one_teacher_skip_each_for_itself(tmp_path: Path) -> None:
 # --- lack of memory -------------------------------------------------------------------------------
 
 
+GPU_SHORTAGE = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+CPU_SHORTAGE = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 68719476736 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
 class Hungry(nn.Module):
     """Student whose memory holds a pass over a few examples; it counts its passes."""
 
-    def __init__(self, most: int, *, from_call: int = 0) -> None:
+    def __init__(
+        self, most: int, *, from_call: int = 0, error: RuntimeError = GPU_SHORTAGE
+    ) -> None:
         super().__init__()
+        self.error = error
         self.inner = mlp(5, 4).module
         self.register_buffer("passes", torch.zeros(()))
         self.most, self.num_calls, self.from_call = most, 0, from_call
@@ -444,7 +455,7 @@ class Hungry(nn.Module):
             passes: Tensor = self.get_buffer("passes")
             passes += 1
             if self.num_calls > self.from_call and len(inputs) > self.most:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                raise self.error
         logits: Tensor = self.inner(inputs)
         return logits
 
@@ -530,3 +541,81 @@ def test_a_run_that_lacked_memory_goes_on_with_the_first_remedy(tmp_path: Path) 
     *_, end = read_records(tmp_path / RECORDS)
     assert isinstance(end, EndRecord)
     assert end.usage.steps == 6
+
+
+def test_a_failed_allocation_on_a_cpu_halves_the_micro_batches() -> None:
+    weights = hungry(Hungry(2, from_call=4, error=CPU_SHORTAGE), on_out_of_memory="halve")
+    expected = hungry(Hungry(8), gradient_accumulation_steps=4)
+    weights.pop("passes"), expected.pop("passes")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_failed_allocation_on_a_cpu_names_stage_batch_and_remedy() -> None:
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"^'batch' must fit into memory; it does not in stage 'logits' at step 0, with 8 "
+        r"examples in 1 micro-batches of 8; choose on_out_of_memory='halve', .*DefaultCPUAllocator",
+    ):
+        hungry(Hungry(2, from_call=1, error=CPU_SHORTAGE))
+
+
+@pytest.mark.parametrize("shortage", [GPU_SHORTAGE, CPU_SHORTAGE])
+def test_a_lack_of_memory_in_an_update_ends_the_run_with_the_last_checkpoint(
+    shortage: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = hungry(Hungry(8), tmp_path / "whole")
+    updates = [0]
+    update = torch.optim.SGD.step
+
+    def step(optimizer: torch.optim.SGD, *arguments: Any) -> Any:
+        updates[0] += 1
+        if updates[0] == 4:
+            raise shortage
+        return update(optimizer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", step)
+        with pytest.raises(
+            OutOfMemoryError,
+            match=r"^'optimizer' must fit into memory; it does not in stage 'logits' at step 3, "
+            r"with 8 examples in 1 micro-batches of 8; choose an optimizer with less state, as SGD "
+            r"without momentum, parallel='fsdp2' or a smaller student; the update is incomplete, "
+            r"so a run goes on from its newest checkpoint: .*allocate",
+        ):
+            # Halving is no remedy here, and nothing is repeated.
+            hungry(Hungry(8), tmp_path / "run", on_out_of_memory="halve")
+    assert updates == [4]
+    weights = hungry(Hungry(8), tmp_path / "run", resume=True)
+    weights.pop("passes"), expected.pop("passes")
+    assert equal(weights, expected)
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "remedy"), [("none", "a smaller batch"), ("batch", "prefetch='none'")]
+)
+def test_a_lack_of_memory_for_inputs_names_stage_batch_and_remedy(
+    prefetch: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = Stepper.prepared
+
+    def short(stepper: Stepper, step: int) -> Prepared:
+        if step == 2:
+            raise CPU_SHORTAGE
+        return prepared(stepper, step)
+
+    monkeypatch.setattr(Stepper, "prepared", short)
+    with pytest.raises(
+        OutOfMemoryError,
+        match=rf"^'inputs' must fit into memory; it does not in stage 'logits' at step 2, with 8 "
+        rf"examples in 1 micro-batches of 8; choose {remedy}: .*DefaultCPUAllocator",
+    ):
+        hungry(Hungry(8), prefetch=prefetch, log_every=4, save_every=4)
+
+
+def test_another_error_of_a_pass_is_no_lack_of_memory() -> None:
+    with pytest.raises(DataError, match="its forward pass failed with: an error of the model"):
+        hungry(
+            Hungry(4, from_call=3, error=RuntimeError("an error of the model")),
+            on_out_of_memory="halve",
+        )
