@@ -1,7 +1,7 @@
 """Time of steps with a checkpoint, written within the step or in the background.
 
 Student: a fully connected network of three layers of 4,096 (50 million parameters) on sparse parity
-from labels, batch 16, AdamW, float32, one torch thread; a checkpoint (600 MB) after every 10th
+from labels, batch 16, AdamW, float32, one torch thread; a checkpoint (600 MB) after every 20th
 step. Times are those of the wall clock between the records of two steps. Runs without checkpoints,
 with saves within the step and with saves in the background take turns.
 Run: python benchmarks/async_saving.py [--quick] [--folder FOLDER]
@@ -23,7 +23,7 @@ from curricle.data.synthetic.parity import ParityStream
 from curricle.models.mlp import MLP
 from curricle.records import Record, StepRecord
 
-INPUTS, EVERY = 64, 10
+INPUTS, EVERY = 64, 20
 WAYS: dict[str, dict[str, Any]] = {
     "no checkpoints": {},
     "within the step": {"save_every": EVERY},
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small student, few steps")
     parser.add_argument("--folder", help="folder of the runs; by default one for temporary files")
     arguments = parser.parse_args()
-    width, saves, repetitions = (256, 2, 1) if arguments.quick else (4096, 3, 3)
+    width, saves, repetitions = (256, 2, 1) if arguments.quick else (4096, 2, 3)
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {platform.machine()}, layers of {width}")
     gaps: dict[str, list[list[float]]] = {name: [] for name in WAYS}

@@ -51,6 +51,17 @@ HALF = 0.5
 """Probability from which a label counts as 1."""
 LARGEST_EXPONENT = 700.0
 """Nats from which perplexity is infinite; a float holds exp(709)."""
+AT_CHANCE = (
+    "the student ends at chance or below: its accuracy is not measurably above that of the most "
+    "frequent label; check the teacher's accuracy, the learning rate and the length of the run"
+)
+"""Note about a student whose accuracy is below chance."""
+TEACHER_AT_CHANCE = (
+    "the teacher is at chance or below on the held-out data: its accuracy is not measurably "
+    "above that of the most frequent label; check that its weights are trained and that its "
+    "classes are numbered as the labels"
+)
+"""Note about a teacher whose accuracy on held-out batches is below that of chance."""
 
 
 @final

@@ -128,17 +128,6 @@ def _is_missing(number: float | None) -> bool:
 
 EndReason = Literal["length", "plateau", "metric", "explained", "goal"]
 """Reason of a stage's end."""
-AT_CHANCE = (
-    "the student ends at chance or below: its accuracy is not measurably above that of the most "
-    "frequent label; check the teacher's accuracy, the learning rate and the length of the run"
-)
-"""Note about a student whose accuracy is below `RunRecord.chance`."""
-TEACHER_AT_CHANCE = (
-    "the teacher is at chance or below on the held-out data: its accuracy is not measurably "
-    "above that of the most frequent label; check that its weights are trained and that its "
-    "classes are numbered as the labels"
-)
-"""Note about a teacher whose accuracy on held-out batches is below that of chance."""
 SUBJECTS = ("data", "goal", "length", "student", "teacher")
 """Subjects with which notes begin, before a colon."""
 REMEDY = "restore it, or move the folder {!r} away and run again"
@@ -317,6 +306,10 @@ class EndRecord:
     """Metric by which the best weights were kept (`keep_best`); left out of files if none were."""
     best_step: int = Field(default=0, exclude_if=operator.not_)
     """Steps after which the student had them; `metrics` are those of that evaluation."""
+    skipped_steps: int = Field(default=0, exclude_if=operator.not_)
+    """Number of steps whose update was left out (`on_divergence`); left out of files if none."""
+    roll_backs: int = Field(default=0, exclude_if=operator.not_)
+    """Number of returns to a checkpoint (`on_divergence`); left out of files if none."""
 
     def __str__(self) -> str:
         """Return the number of steps, the seconds and the metrics in a line."""

@@ -1,4 +1,4 @@
-"""Warnings about students that end badly: at chance, or below training without a teacher.
+"""Warnings about students: at chance, below training without a teacher, or with failed steps.
 
 A comparison ranks strategies without regard to their level; the best of four may still be
 useless. Each warning is a sentence about a strategy.
@@ -30,6 +30,7 @@ def warnings_on_ends(
     return {
         name: (
             *_at_chance(runs, metric),
+            *_recoveries(runs),
             *(
                 sentence
                 for baseline in baselines
@@ -55,6 +56,25 @@ def _at_chance(runs: Sequence[Run], metric: str) -> list[str]:
         return []
     sentence = "accuracy is not measurably above that of the most frequent label"
     return [f"{chance_warning(number, len(ends))}: their {sentence}"]
+
+
+def _recoveries(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence about runs in which steps were skipped or rolled back."""
+    ends = [run.end for run in runs if run.end is not None]
+    number = sum(end.skipped_steps > 0 or end.roll_backs > 0 for end in ends)
+    if not number:
+        return []
+    skipped, roll_backs = (
+        sum(end.skipped_steps for end in ends),
+        sum(end.roll_backs for end in ends),
+    )
+    return [
+        (
+            f"failed steps in {number} of {len(ends)} students: {skipped:,} skipped, "
+            f"{roll_backs:,} rolled back to a checkpoint; their batches are in 'failed-steps' of "
+            f"the run folders"
+        )
+    ]
 
 
 def chance_warning(number: int, runs: int) -> str:

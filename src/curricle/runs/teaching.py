@@ -18,10 +18,10 @@ from curricle.data.batch import Batch
 from curricle.data.streams import Stream
 from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
-from curricle.metrics import ACCURACY, Direction, Metric, is_at_chance
+from curricle.metrics import ACCURACY, TEACHER_AT_CHANCE, Direction, Metric, is_at_chance
 from curricle.models.wrapping import tapped
 from curricle.objectives.labels import LabelLossName
-from curricle.records import TEACHER_AT_CHANCE, Usage
+from curricle.records import Usage
 from curricle.runs.assemble import TRAJECTORY
 from curricle.runs.spec import CHECKPOINTS, MOST_CHECKPOINTS
 from curricle.teachers.trajectory import (
@@ -35,6 +35,7 @@ from curricle.training.binding.bound_run import bind
 from curricle.training.distill import evaluator_of, execute, model_facts, run_facts
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, chance_of
+from curricle.training.loop.recovery import recovery_notes
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -175,5 +176,9 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
         trajectory=open_trajectory(folder / TRAJECTORY),
         metrics=end.metrics,
         usage=end.usage,
-        notes=(*run.notes, *((TEACHER_AT_CHANCE,) if at_chance else ())),
+        notes=(
+            *run.notes,
+            *recovery_notes(end, has_folder=True),
+            *((TEACHER_AT_CHANCE,) if at_chance else ()),
+        ),
     )

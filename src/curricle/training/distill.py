@@ -24,13 +24,15 @@ from curricle.errors import BindError
 from curricle.files import usable_folder
 from curricle.metrics import (
     ACCURACY,
+    AT_CHANCE,
+    TEACHER_AT_CHANCE,
     Direction,
     Metric,
     is_at_chance,
     metrics_beside,
 )
 from curricle.models.wrapping import tapped
-from curricle.records import AT_CHANCE, TEACHER_AT_CHANCE, EndRecord, Usage
+from curricle.records import EndRecord, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
@@ -56,6 +58,7 @@ from curricle.training.loop.evaluation import (
     with_outputs,
 )
 from curricle.training.loop.fallback import set_damaged_aside
+from curricle.training.loop.recovery import recovery_notes
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -294,7 +297,12 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         student=model.module,
         metrics=end.metrics,
         usage=end.usage,
-        notes=(*run.notes, *notes, *((AT_CHANCE,) if at_chance else ())),
+        notes=(
+            *run.notes,
+            *notes,
+            *recovery_notes(end, has_folder=folder is not None),
+            *((AT_CHANCE,) if at_chance else ()),
+        ),
         best_step=end.best_step if end.best_metric else None,
     )
 

@@ -92,6 +92,8 @@ def write_run() -> WriteRun:
         better: Literal["higher", "lower"] | None = None,
         teacher_parameters: int = 1024,
         chance: float | None = None,
+        skipped_steps: int = 0,
+        roll_backs: int = 0,
     ) -> Path:
         last = max(measured)
         half = first or last // 2
@@ -138,7 +140,14 @@ def write_run() -> WriteRun:
                     StageEndRecord(stage=stage, planned=most, done=half, why=why, usage=usage(half))
                 )
         if finished:
-            writer.write(EndRecord(metrics={metric: measured[last]}, usage=usage(last)))
+            writer.write(
+                EndRecord(
+                    metrics={metric: measured[last]},
+                    usage=usage(last),
+                    skipped_steps=skipped_steps,
+                    roll_backs=roll_backs,
+                )
+            )
         writer.close()
         return folder
 

@@ -98,3 +98,18 @@ def test_students_at_chance_are_counted(tmp_path: Path, write_run: WriteRun) -> 
     told = warnings(write_run, tmp_path, {STRATEGY: [0.51, 0.49, 0.9]}, chance=0.52)
     sentence = "their accuracy is not measurably above that of the most frequent label"
     assert told[STRATEGY] == (f"2 of 3 students end at chance or below: {sentence}",)
+
+
+def test_failed_steps_are_counted_over_the_seeds_with_the_place_of_their_batches(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, (skipped, roll_backs) in enumerate([(0, 0), (3, 0), (1, 2)]):
+        folder = tmp_path / "students" / STRATEGY / f"seed-{seed}"
+        write_run(folder, {10: 0.9}, seed=seed, skipped_steps=skipped, roll_backs=roll_backs)
+    (strategy,) = summarize(load_runs([tmp_path])).methods.values()
+    assert strategy.notes == (
+        (
+            "failed steps in 2 of 3 students: 4 skipped, 2 rolled back to a checkpoint; their "
+            "batches are in 'failed-steps' of the run folders"
+        ),
+    )

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 import curricle
 from curricle import seeding
 from curricle.errors import BindError, DataError, SpecError
-from curricle.records import TEACHER_AT_CHANCE
+from curricle.metrics import TEACHER_AT_CHANCE
 from curricle.runs.planning import plan
 from tests.parts import mlp, parity
 

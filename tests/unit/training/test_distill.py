@@ -34,6 +34,7 @@ from curricle.training.distill import (
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.loop.resuming import FINISHED
 from curricle.training.setup.arguments import as_evaluation
+from curricle.training.setup.divergence import SkipSteps
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
@@ -609,3 +610,20 @@ def test_an_id_without_a_row_in_the_held_out_data_is_refused_in_a_sentence() -> 
             ],
             settings=TrainingSettings(device="cpu"),
         )
+
+
+def test_skipped_steps_are_in_the_notes_also_of_a_finished_run_that_is_read_again(
+    tmp_path: Path,
+) -> None:
+    good = [parity().batch(step) for step in range(12)]
+    bad = replace(good[3], inputs=good[3].leading * float("nan"))
+    parts = {
+        "data": Listed(*good[:3], bad, *good[4:]),
+        "settings": TrainingSettings(device="cpu", on_divergence=SkipSteps()),
+        "output_dir": tmp_path,
+    }
+    result = distilled(**parts)
+    (note,) = [note for note in result.notes if "skipped" in note]
+    assert note.startswith("1 step was skipped, since ")
+    assert "'failed-steps' of the run folder" in note
+    assert note in distilled(**parts, resume=True).notes

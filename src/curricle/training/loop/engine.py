@@ -453,6 +453,8 @@ class TrainingRun:
             weights=weights,
             best_metric="" if best is None or point is None else best.metric,
             best_step=0 if point is None else point.step,
+            skipped_steps=self._recovery.state.skipped,
+            roll_backs=self._recovery.state.roll_backs,
         )
         self._journal.finish(end)
         if best is not None:

@@ -24,6 +24,7 @@ from curricle.data.batch import Batch, named
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_leftovers
 from curricle.models.weights import serializing
+from curricle.records import EndRecord
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.setup.divergence import RollBack, SkipSteps
 from curricle.training.setup.settings import TrainingSettings
@@ -152,11 +153,13 @@ class Recovery:
         """Return the end of an error sentence where a bound is reached; empty otherwise."""
         reaction, state = self.reaction, self.state
         if isinstance(reaction, SkipSteps) and state.skipped:
-            return f"; {state.skipped} steps were skipped before, the limit of 'on_divergence'"
+            return f"; {skipped(state.skipped)} before, the limit of 'on_divergence'"
         if isinstance(reaction, RollBack) and state.roll_backs >= reaction.at_most:
             return (
-                f"; the run was rolled back {state.roll_backs} times before, the limit of "
-                f"'on_divergence'"
+                f"; the run was rolled back {times(state.roll_backs)} before, the limit of "
+                f"'on_divergence'; a batch that fails at every learning rate is left out by "
+                f"on_divergence={{'kind': 'skip'}}, with which the run goes on from its newest "
+                f"checkpoint"
             )
         return ""
 
@@ -209,6 +212,37 @@ class Recovery:
             (temporary / FAILURE).write_text(text, encoding="utf-8")
             (temporary / SEAL).write_text(folder_seal(temporary, [BATCH, FAILURE]))
         return path if path.is_dir() else None
+
+
+def skipped(number: int) -> str:
+    """Return the number of skipped steps in words, as `2 steps were skipped`."""
+    return "1 step was skipped" if number == 1 else f"{number:,} steps were skipped"
+
+
+def times(number: int) -> str:
+    """Return a number of times in words."""
+    return "once" if number == 1 else f"{number:,} times"
+
+
+def recovery_notes(end: EndRecord, *, has_folder: bool) -> tuple[str, ...]:
+    """Return the notes about steps that a finished run has skipped or rolled back.
+
+    Args:
+        end: The last record of the run.
+        has_folder: Whether the run has a folder, in which the batches are.
+    """
+    place = f"in {FAILED!r} of the run folder" if has_folder else "not kept without 'output_dir'"
+    batches = f"the batches are {place}, and the records of kind 'recovery' name each step"
+    notes = []
+    if end.skipped_steps:
+        reason = "since their loss or gradient was not finite or exploded"
+        notes.append(f"{skipped(end.skipped_steps)}, {reason}; {batches}")
+    if end.roll_backs:
+        notes.append(
+            f"the run was rolled back {times(end.roll_backs)} to a checkpoint after steps that "
+            f"had failed, with a lower learning rate from then on; {batches}"
+        )
+    return tuple(notes)
 
 
 def clear_failed_steps(folder: Path) -> None:

@@ -27,9 +27,8 @@ from rich.progress import (
 from rich.table import Column
 
 from curricle.errors import visible
-from curricle.metrics import is_at_chance
+from curricle.metrics import AT_CHANCE, is_at_chance
 from curricle.records import (
-    AT_CHANCE,
     EndRecord,
     EvaluationRecord,
     Record,

@@ -19,12 +19,27 @@ from curricle.data.batch import Batch
 from curricle.errors import CheckpointError, DataError, DivergenceError, OutOfMemoryError
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
-from curricle.records import RECORDS, EndRecord, Record, RecoveryRecord, StepRecord, read_records
+from curricle.records import (
+    RECORDS,
+    EndRecord,
+    Record,
+    RecoveryRecord,
+    StepRecord,
+    Usage,
+    read_records,
+)
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint, read_state
 from curricle.training.loop.engine import Outputs
-from curricle.training.loop.recovery import BATCH, FAILED, FAILURE, MEMORY, Recovery
+from curricle.training.loop.recovery import (
+    BATCH,
+    FAILED,
+    FAILURE,
+    MEMORY,
+    Recovery,
+    recovery_notes,
+)
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Prepared, Stepper
 from curricle.training.setup.divergence import OnDivergence, RollBack, SkipSteps, StopRun
@@ -359,6 +374,21 @@ def test_each_return_lowers_the_rate_and_the_last_allowed_is_the_last(tmp_path: 
     assert [action.rpartition(" ")[2] for action in actions] == ["0.5", "0.25", "0.125"]
 
 
+def test_a_batch_that_fails_after_every_return_is_left_out_by_the_remedy(tmp_path: Path) -> None:
+    stream = Listed(*GOOD[:FAILING], BAD, *GOOD[FAILING:])
+    with pytest.raises(
+        DivergenceError,
+        match=r"inputs of step 6 are not finite.*; the run was rolled back 3 times before, the "
+        r"limit of 'on_divergence'; a batch that fails at every learning rate is left out by "
+        r"on_divergence={'kind': 'skip'}, with which the run goes on from its newest checkpoint$",
+    ):
+        trained(stream, RollBack(), tmp_path)
+    trained(stream, SkipSteps(), tmp_path, resume=True)
+    *_, end = read_records(tmp_path / RECORDS)
+    assert isinstance(end, EndRecord)
+    assert (end.usage.steps, end.skipped_steps, end.roll_backs) == (STEPS, 1, 3)
+
+
 def test_without_a_checkpoint_there_is_no_return(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match=r"; no checkpoint was written before it$"):
         trained(Transient(1, at=2), RollBack(), tmp_path)
@@ -394,6 +424,42 @@ def test_a_run_that_has_stopped_goes_on_under_another_reaction(tmp_path: Path) -
         trained(stream, StopRun(), tmp_path)
     weights = trained(stream, SkipSteps(), tmp_path, resume=True)
     assert equal(weights, trained(stream, SkipSteps()))
+
+
+# --- notes ----------------------------------------------------------------------------------------
+
+
+END = EndRecord(metrics={"accuracy": 0.5}, usage=Usage(steps=STEPS))
+
+
+def test_a_run_without_failed_steps_has_no_note() -> None:
+    assert recovery_notes(END, has_folder=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(1, "1 step was skipped"), (1200, "1,200 steps were skipped")]
+)
+def test_skipped_steps_are_noted_with_their_number_and_the_place_of_the_batches(
+    number: int, words: str
+) -> None:
+    assert recovery_notes(replace(END, skipped_steps=number), has_folder=True) == (
+        (
+            f"{words}, since their loss or gradient was not finite or exploded; the batches are in "
+            f"'failed-steps' of the run folder, and the records of kind 'recovery' name each step"
+        ),
+    )
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "once"), (3, "3 times")])
+def test_returns_are_noted_with_their_number(number: int, words: str) -> None:
+    (note,) = recovery_notes(replace(END, roll_backs=number), has_folder=True)
+    assert note.startswith(f"the run was rolled back {words} to a checkpoint after steps that had ")
+    assert "'failed-steps' of the run folder" in note
+
+
+def test_without_a_folder_the_note_says_that_no_batch_was_kept() -> None:
+    (note,) = recovery_notes(replace(END, skipped_steps=2), has_folder=False)
+    assert "the batches are not kept without 'output_dir'" in note
 
 
 # --- several students -----------------------------------------------------------------------------
