@@ -483,8 +483,10 @@ def _go_on(command: str, spec: "RunSpec", placing: Placing = HERE) -> None:
 
     if spec.engine.parallel == "none":
         launching.refuse(1, command)
+    placement = spec.engine.placement
     try:
-        with working(spec.folder) if spec.engine.placement.is_writer else nullcontext():
+        # Around binding too, where processes exchange weights.
+        with placement.guarded(), working(spec.folder) if placement.is_writer else nullcontext():
             _run(command, spec, placing)
     except KeyboardInterrupt as error:
         _say_stopped(error, spec)

@@ -71,7 +71,7 @@ from curricle.training.setup.arguments import (
     require_model,
     require_parts,
 )
-from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
+from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated, interruptible
 from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.placement import Placement
@@ -268,29 +268,30 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         _fall_back(folder, settings.placement)
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
-    run = bind(
-        curriculum,
-        student=model,
-        teacher=source,
-        stream=batches,
-        optimizer=optimizer,
-        settings=settings,
-        seed=seed,
-    )
-    check_evaluated(settings, run.num_steps)
-    evaluate = evaluator_of(held_out, settings, metric, source)
-    notes = teacher_notes(evaluate, source, run)
-    with (
-        _add_resumption_note(folder),
-        tracking(trackers if settings.placement.is_writer else (), folder) as reports,
-        shown_progress(is_wanted=progress and settings.placement.is_writer) as new_observer,
-    ):
-        outputs = Outputs(
-            folder=folder,
-            observers=(*observers, *reports, new_observer(run.name)),
-            better=better,
+    # Around binding too, which exchanges weights between processes and may take minutes.
+    with settings.placement.guarded(), interruptible(), _add_resumption_note(folder):
+        run = bind(
+            curriculum,
+            student=model,
+            teacher=source,
+            stream=batches,
+            optimizer=optimizer,
+            settings=settings,
+            seed=seed,
         )
-        end = execute(run, evaluate, metric=name, outputs=outputs, resume=bool(resume))
+        check_evaluated(settings, run.num_steps)
+        evaluate = evaluator_of(held_out, settings, metric, source)
+        notes = teacher_notes(evaluate, source, run)
+        with (
+            tracking(trackers if settings.placement.is_writer else (), folder) as reports,
+            shown_progress(is_wanted=progress and settings.placement.is_writer) as new_observer,
+        ):
+            outputs = Outputs(
+                folder=folder,
+                observers=(*observers, *reports, new_observer(run.name)),
+                better=better,
+            )
+            end = execute(run, evaluate, metric=name, outputs=outputs, resume=bool(resume))
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
     return Result(

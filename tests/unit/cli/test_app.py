@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from curricle.cli import app as cli
-from curricle.errors import CheckpointError, SpecError
+from curricle.errors import CheckpointError, LostProcessError, SpecError
 from curricle.figure_points import read_recipe, usual_folder
 from curricle.runs.folder import Origin
 from curricle.training.setup.interrupts import Interrupted
+from curricle.training.setup.placement import SingleDevice
 from tests.runs import tiny_comparison
 
 
@@ -180,6 +182,24 @@ def test_a_run_that_saved_a_checkpoint_goes_on_from_it(
     monkeypatch.setattr(cli, "_teach", failing(saved))
     assert run(monkeypatch, "demo") == 143
     assert "resumes from the newest checkpoint" in capsys.readouterr().err
+
+
+def test_a_process_that_is_lost_before_the_training_is_named_and_gives_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    @contextmanager
+    def guarded(_: SingleDevice) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostProcessError("process 1 of 2 must answer") from error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_start", lambda *_: None)
+    monkeypatch.setattr(SingleDevice, "guarded", guarded)
+    monkeypatch.setattr(cli, "_teach", failing(RuntimeError("/gloo/: Connection closed by peer")))
+    assert run(monkeypatch, "demo") == 2
+    assert capsys.readouterr().err == "curricle: process 1 of 2 must answer\n"
 
 
 @pytest.mark.parametrize("verb", ["demo", "resume"])

@@ -3,6 +3,8 @@
 import inspect
 import io
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +20,7 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.errors import BindError, CheckpointError, DataError
+from curricle.errors import BindError, CheckpointError, DataError, LostProcessError
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -26,6 +28,7 @@ from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.teachers.store.codecs import Exact
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
+from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import (
     Result,
     capture_targets,
@@ -36,6 +39,7 @@ from curricle.training.loop.resuming import FINISHED
 from curricle.training.setup.arguments import as_evaluation
 from curricle.training.setup.divergence import SkipSteps
 from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.placement import SingleDevice
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
 from tests.parts import CLASSES, INPUTS, Listed, drawn, embedder, parity, tokens
@@ -627,3 +631,45 @@ def test_skipped_steps_are_in_the_notes_also_of_a_finished_run_that_is_read_agai
     assert note.startswith("1 step was skipped, since ")
     assert "'failed-steps' of the run folder" in note
     assert note in distilled(**parts, resume=True).notes
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_models_are_bound_ends_with_its_exit_code_and_a_sentence(
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def binding(*_: object, **__: object) -> BoundRun:
+        signal.raise_signal(number)
+        raise AssertionError("the signal must not let binding go on")
+
+    monkeypatch.setattr("curricle.training.distill.bind", binding)
+    with pytest.raises(SystemExit) as raised:
+        distilled(output_dir=tmp_path)
+    assert raised.value.code == 128 + number
+    (sentence,) = caplog.messages
+    assert sentence == (
+        f"curricle: stopped by {number.name}; curricle.distill(..., output_dir={str(tmp_path)!r}, "
+        f"resume=True) starts anew, since no checkpoint was written yet"
+    )
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_processes_that_are_lost_while_models_are_bound_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextmanager
+    def guarded(_: SingleDevice) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostProcessError("process 1 of 2 must answer") from error
+
+    def binding(*_: object, **__: object) -> BoundRun:
+        raise RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr(SingleDevice, "guarded", guarded)
+    monkeypatch.setattr("curricle.training.distill.bind", binding)
+    with pytest.raises(LostProcessError, match="process 1 of 2 must answer"):
+        distilled()

@@ -179,7 +179,7 @@ class TrainingRun:
             The run; one that is complete already has an `end`, and its student the finished
             weights.
         """
-        with ExitStack() as stack:
+        with ExitStack() as stack, self._interrupts.raised_at_once():
             self._open_run(stack)
             # Only a run that has opened, and goes on, is left open.
             if self.end is None:

@@ -3,7 +3,8 @@
 SIGTERM (schedulers, `kill`), SIGUSR1 (schedulers ahead of their limit), SIGHUP (a closed terminal)
 and, where a run writes a folder, SIGINT (ctrl-C) set a flag that the engine polls once a step. It
 then saves a checkpoint and raises `Interrupted`, so at most one step is lost. A second signal
-raises at once.
+raises at once, as does one before the first step, while models are bound, starts are solved and the
+run folder is opened: there is nothing to save yet.
 
 Slurm sends SIGTERM when it preempts a job, and SIGKILL after the grace time of the partition;
 `sbatch --signal=B:USR1@120` sends SIGUSR1 two minutes before the limit of a job. The grace time
@@ -109,6 +110,7 @@ class Interrupts:
         self._stack = ExitStack()
         self.requested: int | None = None
         """Number of the signal that has arrived; None as long as none has."""
+        self._raises = False
 
     def __enter__(self) -> "Interrupts":
         """Return itself after installing the handlers, which only the main thread can."""
@@ -132,10 +134,28 @@ class Interrupts:
         if kind is None and self.requested is not None:
             raise Interrupted(self.requested)
 
+    @contextmanager
+    def raised_at_once(self) -> Iterator[None]:
+        """Raise for signals within the block, which has no step whose end they could wait for.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Interrupted: If a signal has arrived before the block or arrives inside.
+        """
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         # Only a flag is set: a handler runs between any two instructions, where an exception could
         # leave a weight half updated or a file half written. The second signal accepts that.
-        if self.requested is not None:
+        if self._raises or self.requested is not None:
             raise Interrupted(number)
         self.requested = number
         if number == signal.SIGINT:

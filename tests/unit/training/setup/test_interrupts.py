@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from curricle.curriculum.strategies import one_shot
 from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.models.tapped import TappedModel
-from curricle.records import EndRecord
+from curricle.records import EndRecord, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
@@ -109,6 +110,32 @@ def test_a_second_signal_does_not_wait_for_the_step() -> None:
         with pytest.raises(Interrupted, match="SIGHUP"):
             os.kill(os.getpid(), signal.SIGHUP)
         interrupts.requested = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_run_is_opened_does_not_wait_for_a_step(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def solving(*arguments: Any) -> Usage:
+        signal.raise_signal(number)
+        raise AssertionError("the signal must not let a closed-form start go on")
+
+    before = handlers()
+    with monkeypatch.context() as patch:
+        patch.setattr("curricle.training.loop.engine.apply_start", solving)
+        with pytest.raises(Interrupted, match=rf"^interrupted by {number.name}$"):
+            executed(Signals(), tmp_path)
+    assert handlers() == before
+    _, weights = executed(Signals(), tmp_path, resume=True)
+    _, expected = executed(Signals(), None)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_signal_that_came_before_the_opening_is_raised_there() -> None:
+    interrupts = Interrupts()
+    interrupts.requested = signal.SIGTERM
+    with pytest.raises(Interrupted, match="SIGTERM"), interrupts.raised_at_once():
+        raise AssertionError("nothing must be opened")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
