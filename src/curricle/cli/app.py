@@ -96,14 +96,14 @@ def main() -> None:
     Raises:
         SystemExit: Always, with the exit code.
     """
-    from curricle.data.text.progress import watched
+    from curricle.data.text.progress import reported_progress
     from curricle.training.setup.interrupts import interruptible
     from curricle.training.setup.observers import PreparationBar
 
     # On standard error, so that piped output stays clean.
     bar = PreparationBar(Console(stderr=True))
     try:
-        with interruptible(), watched(bar):
+        with interruptible(), reported_progress(bar):
             app()
     except CurricleError as error:
         bar.close()
@@ -486,7 +486,10 @@ def _go_on(command: str, spec: "RunSpec", placing: Placing = HERE) -> None:
     placement = spec.engine.placement
     try:
         # Around binding too, where processes exchange weights.
-        with placement.guarded(), working(spec.folder) if placement.is_writer else nullcontext():
+        with (
+            placement.lost_process_errors(),
+            working(spec.folder) if placement.is_writer else nullcontext(),
+        ):
             _run(command, spec, placing)
     except KeyboardInterrupt as error:
         _say_stopped(error, spec)

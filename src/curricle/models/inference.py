@@ -34,7 +34,7 @@ class Inference:
     """Whether blocks are compiled for passes without gradient."""
 
     @contextmanager
-    def held(self, model: TappedModel) -> Iterator[None]:
+    def applying(self, model: TappedModel) -> Iterator[None]:
         """Speed a model up until the end of the block; its weights must not change meanwhile.
 
         Yields:

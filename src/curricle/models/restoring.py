@@ -77,7 +77,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def looked_at(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Run a block in evaluation mode without gradients; restores the modes at its end.
 
     Yields:

@@ -20,7 +20,7 @@ from curricle.colocation import beside
 from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.models.tapped import Place, Tap, TappedModel
 from curricle.objectives.base import logits_of
 
@@ -93,7 +93,11 @@ def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected
     Raises:
         BindError: If the model has no logits.
     """
-    with looked_at(model.module), observing(model), model.open_taps((), logits=True) as forward:
+    with (
+        evaluation_mode(model.module),
+        observing(model),
+        model.open_taps((), logits=True) as forward,
+    ):
         return torch.cat(
             [logits_of(forward(chunk.inputs, chunk.selected)) for chunk in chunks(model, batch)]
         )
@@ -123,7 +127,7 @@ def _gather(
     places = [model.place(tap) for tap in taps]
     rows: dict[Place, list[Tensor]] = {place: [] for place in places}
     with (
-        looked_at(model.module),
+        evaluation_mode(model.module),
         observing(model),
         model.open_taps(places, logits=False) as forward,
     ):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from curricle.data.batch import Batch
 from curricle.models.axes import observing
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.models.tapped import Place, Tap, TappedModel
 from curricle.objectives.base import BoundObjective, Objective, pending_calibration
 from curricle.probes.forward_passes import chunks, hidden_rows, numbered_taps
@@ -101,7 +101,7 @@ def _targets(
 ) -> list[Tensor]:
     """Return the targets of an objective that are states in rows, chunk by chunk."""
     with (
-        looked_at(teacher.module),
+        evaluation_mode(teacher.module),
         observing(teacher),
         teacher.open_taps((place,), logits=False) as forward,
     ):

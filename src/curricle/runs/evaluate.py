@@ -18,7 +18,7 @@ from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.extras import package_version
 from curricle.metrics import ACCURACY, METRICS, Metric, metric_of, metrics_beside
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.reports.evaluation_tables import evaluation_grid
@@ -211,7 +211,7 @@ def _scores(
             results.append({})
             continue
         judge = label_metrics(evaluation, settings.placement, metrics=judges, teacher=teacher)
-        with looked_at(model.module):
+        with evaluation_mode(model.module):
             results.append(judge(model))
     return results
 

@@ -27,7 +27,7 @@ from curricle.data.table_files import READERS, rows_of, tables_in
 from curricle.errors import DataError, SpecError, near_names
 from curricle.metrics import METRICS
 from curricle.models.huggingface import open_classifier
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.models.wrapping import tapped
 from curricle.protocols import Tokenizer
 from curricle.reports.evaluation_tables import accuracy_grid
@@ -267,7 +267,7 @@ def _tune(  # noqa: PLR0917 - private, called once
     )
     metrics = [METRICS[name] for name in METRICS_OF_TEXTS]
     judge = label_metrics(held_out, settings.placement, metrics=metrics)
-    with looked_at(bundle.module):
+    with evaluation_mode(bundle.module):
         return _Scores(judge(tapped(bundle.module)), bundle.new_weights)
 
 

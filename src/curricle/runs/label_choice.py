@@ -50,19 +50,19 @@ def with_choice(build: Build, bound: Bind, total: Duration, *, flops: float | No
         return build
     run = bound(build(total))
     if not _starts_whole(run):
-        return _kept(build, "no start by least squares fits the whole student")
+        return _with_teacher(build, "no start by least squares fits the whole student")
     taken = partial(_from_labels, build, labels)
     try:
         # Data without labels, or with others than those of the loss, show here.
         candidate = bound(taken(total))
     except (BindError, DataError) as error:
-        return _kept(build, str(error))
+        return _with_teacher(build, str(error))
     price = _step_flops(run) / (_step_flops(candidate) or 1)
     words = f"a step with it costs {price:.2g} steps from labels"
     if price < labels.price:
-        return _kept(build, f"{words}, fewer than {labels.price:g}")
+        return _with_teacher(build, f"{words}, fewer than {labels.price:g}")
     if reason := _too_many_epochs(candidate, labels, flops):
-        return _kept(build, reason)
+        return _with_teacher(build, reason)
     note = f"labels: after the start they take the place of the teacher, since {words}"
     return lambda length: _noted(taken(length), note)
 
@@ -107,7 +107,7 @@ def _from_labels(build: Build, labels: PricedLabels, total: Duration) -> Curricu
     )
 
 
-def _kept(build: Build, reason: str) -> Build:
+def _with_teacher(build: Build, reason: str) -> Build:
     """Return the function without the choice, with the reason for the teacher."""
     note = f"labels: the teacher is kept, since {reason}"
     return lambda length: _noted(replace(build(length), labels=None), note)

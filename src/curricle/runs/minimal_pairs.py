@@ -33,7 +33,7 @@ from curricle.errors import BindError, DataError
 from curricle.models.dispatching import resident_weight
 from curricle.models.huggingface import Head
 from curricle.models.positions import usable_positions
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.protocols import Tokenizer
 from curricle.reports.evaluation_tables import accuracy_grid
 from curricle.reports.tables import Grid, to_markdown
@@ -173,7 +173,7 @@ def pair_accuracy(
     different = sorted(set(sequences.values()), key=lambda sequence: len(sequence.ids))
     scores = dict.fromkeys(different, 0.0)
     rows = list(_rows(different, tokenizer, head))
-    with looked_at(model):
+    with evaluation_mode(model):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             for row, score in zip(batch, _score(model, batch), strict=True):

@@ -22,7 +22,7 @@ from curricle.colocation import beside, synchronize
 from curricle.errors import SpecError
 from curricle.models.calls import run_module
 from curricle.models.dispatching import resident_weight
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.models.tapped import Inputs
 
 WARM_UP = 2
@@ -115,7 +115,7 @@ def _medians(
 def _time_pass(module: nn.Module, inputs: Inputs) -> float:
     """Return the milliseconds of a forward pass."""
     place = _first_tensor(inputs)
-    with looked_at(module):
+    with evaluation_mode(module):
         synchronize(place)
         start = time.perf_counter_ns()
         run_module(module, inputs)

@@ -11,7 +11,7 @@ Units: seconds.
 
 from collections.abc import Sequence
 
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.models.tapped import TappedModel
 from curricle.runs.assemble import data_seed, open_task
 from curricle.runs.budget import seconds_per_step
@@ -67,7 +67,7 @@ def _seconds(run: BoundRun, evaluate: Evaluator, kept_steps: Sequence[int] = ())
 
 def _evaluation_seconds(run: BoundRun, evaluate: Evaluator, student: TappedModel) -> float:
     placement = run.settings.placement
-    with run.settings.stated_threads(), looked_at(student.module):
+    with run.settings.stated_threads(), evaluation_mode(student.module):
         # The first one may load or compile something.
         evaluate(student)
         started = placement.now()

@@ -18,7 +18,7 @@ from curricle.records import Record
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import StudentRun, classes, measure_teacher, train_class
 from curricle.runs.workers import Job, RecordWatcher, Work, Workers
-from curricle.training.setup.interrupts import deferred
+from curricle.training.setup.interrupts import deferred_signals
 
 Watcher = Callable[[StudentRun, Record], None]
 """Receives every record of every run."""
@@ -98,7 +98,7 @@ def work_off(
 
     # The threads of workers share locks with this one, which an interrupt must not leave acquired.
     # One that failed or was interrupted does not wait for the others to finish.
-    with deferred() as raise_interrupt, closing(workers):
+    with deferred_signals() as raise_interrupt, closing(workers):
         receive = partial(_receive, workers, watch, raise_interrupt)
         try:
             _listen(submit(first), receive, lambda done: submit(following(submitted[done])))

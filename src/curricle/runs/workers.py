@@ -18,7 +18,7 @@ from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING, Protocol, TypeVar, final, runtime_checkable
 
 from curricle.records import Record
-from curricle.training.setup.interrupts import Interrupted, blocked
+from curricle.training.setup.interrupts import Interrupted, blocked_signals
 
 if TYPE_CHECKING:
     Messages = Queue[tuple[str, Record]]
@@ -78,7 +78,7 @@ class LocalWorkers:
         """
         context = multiprocessing.get_context("spawn")
         # Python's own process that cleans up after the others ends by a closed terminal otherwise.
-        with blocked("SIGINT", "SIGHUP"):
+        with blocked_signals("SIGINT", "SIGHUP"):
             resource_tracker.ensure_running()
         self._jobs = jobs
         self._messages: Messages = context.Queue()
@@ -91,7 +91,7 @@ class LocalWorkers:
     def submit(self, work: Work[Job], job: Job) -> Future[None]:
         """Return the end of a job."""
         # Workers inherit the blocked signal: this process handles an interrupt, and ends them.
-        with blocked("SIGINT"):
+        with blocked_signals("SIGINT"):
             return self._pool.submit(_work, work, job)
 
     def receive(self, seconds: float) -> tuple[str, Record] | None:

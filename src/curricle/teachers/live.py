@@ -134,7 +134,7 @@ class LiveTeacher:
         Yields:
             Nothing.
         """
-        with modes_kept(self.model.module), inference.held(self.model):
+        with modes_kept(self.model.module), inference.applying(self.model):
             self.model.module.eval()
             self._inference = inference
             try:

@@ -172,7 +172,7 @@ def execute(
     number = run.settings.compiled_steps
     interrupts = Interrupts(saves=outputs.folder is not None)
     # Signals enclose the run: it has closed its folder when a late one is raised.
-    with run.settings.stated_threads(), run.settings.placement.guarded(), interrupts:
+    with run.settings.stated_threads(), run.settings.placement.lost_process_errors(), interrupts:
         training = TrainingRun(
             run,
             evaluate,
@@ -269,7 +269,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
     # Around binding too, which exchanges weights between processes and may take minutes.
-    with settings.placement.guarded(), interruptible(), _add_resumption_note(folder):
+    with settings.placement.lost_process_errors(), interruptible(), _add_resumption_note(folder):
         run = bind(
             curriculum,
             student=model,

@@ -188,7 +188,7 @@ def test_a_process_that_is_lost_before_the_training_is_named_and_gives_exit_code
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     @contextmanager
-    def guarded(_: SingleDevice) -> Iterator[None]:
+    def lost_process_errors(_: SingleDevice) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -196,7 +196,7 @@ def test_a_process_that_is_lost_before_the_training_is_named_and_gives_exit_code
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_start", lambda *_: None)
-    monkeypatch.setattr(SingleDevice, "guarded", guarded)
+    monkeypatch.setattr(SingleDevice, "lost_process_errors", lost_process_errors)
     monkeypatch.setattr(cli, "_teach", failing(RuntimeError("/gloo/: Connection closed by peer")))
     assert run(monkeypatch, "demo") == 2
     assert capsys.readouterr().err == "curricle: process 1 of 2 must answer\n"

@@ -60,7 +60,7 @@ def test_weights_that_are_held_low_change_no_result(router: Router) -> None:
             return low, router(ids)
 
     plain = shown()
-    with LOW.held(model(router)):
+    with LOW.applying(model(router)):
         held = shown()
         assert all(one.dtype == torch.float32 for one in router.parameters())
     assert all(torch.equal(*pair) for pair in zip(held, plain, strict=True))
@@ -76,7 +76,7 @@ def test_held_weights_are_used_and_let_go(router: Router) -> None:
         return found
 
     before, named = shown(), list(vars(router.tied))
-    with LOW.held(model(router)):
+    with LOW.applying(model(router)):
         with torch.no_grad():
             router.tied.weight.add_(1)
         assert torch.equal(shown(), before)
@@ -87,7 +87,7 @@ def test_held_weights_are_used_and_let_go(router: Router) -> None:
 
 def test_a_copy_holds_its_own_weights(router: Router) -> None:
     ids = torch.tensor([[0, 1, 2]])
-    with LOW.held(model(router)), torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    with LOW.applying(model(router)), torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         copied = copy.deepcopy(router)
         for one in copied.parameters():
             one.mul_(2)
@@ -111,7 +111,7 @@ def test_parts_with_a_forward_pass_of_their_own_are_left_alone(router: Router) -
     router.add_module("scaled", scaled)
     before = router.gate.forward
     vars(router.gate)["forward"] = before
-    with LOW.held(model(router)):
+    with LOW.applying(model(router)):
         assert vars(router.gate)["forward"] is before
         assert type(router.gate) is nn.Linear
         assert type(scaled) is Scaled
@@ -123,21 +123,21 @@ def test_weights_that_are_made_at_every_pass_are_left_alone(router: Router) -> N
     ids = torch.tensor([[0, 1, 2]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = router(ids)
-        with LOW.held(model(router)):
+        with LOW.applying(model(router)):
             assert type(router.first) is nn.Linear
             assert torch.equal(router(ids), plain)
 
 
 def test_held_weights_are_no_part_of_what_is_saved(router: Router) -> None:
     names = list(router.state_dict())
-    with LOW.held(model(router)):
+    with LOW.applying(model(router)):
         assert list(router.state_dict()) == names
         assert isinstance(router.gate, HeldLinear)
 
 
 def test_gradients_flow_to_the_weight_that_trains(router: Router) -> None:
     ids = torch.tensor([[0, 1, 2]])
-    with LOW.held(model(router)), torch.autocast("cpu", torch.bfloat16):
+    with LOW.applying(model(router)), torch.autocast("cpu", torch.bfloat16):
         router(ids).sum().backward()
     assert all(one.grad is not None for one in router.first.parameters())
 
@@ -147,7 +147,7 @@ def test_maps_that_autocast_leaves_alone_are_left_alone(router: Router) -> None:
     ids = torch.tensor([[0, 1, 2]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = router.first(router.embedding(ids))
-        with LOW.held(model(router)):
+        with LOW.applying(model(router)):
             assert torch.equal(router.first(router.embedding(ids)), plain)
 
 
@@ -158,7 +158,7 @@ def test_a_head_that_is_read_before_its_map_shows_the_weights_that_are_held() ->
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         with found.open_taps([], logits=True) as reader:
             wanted = reader(drawn(5, 4)).logits
-        with LOW.held(found), found.open_taps([], logits=False, head=True) as reader:
+        with LOW.applying(found), found.open_taps([], logits=False, head=True) as reader:
             head = reader(drawn(5, 4)).head
     assert head is not None
     assert wanted is not None
@@ -220,7 +220,7 @@ def test_a_pass_that_ends_early_runs_its_compiled_blocks_only(
     blocks: TappedModel, compiler: Counting
 ) -> None:
     wanted = forward(blocks, 1, 2, logits=False)
-    with COMPILED.held(blocks):
+    with COMPILED.applying(blocks):
         assert all(map(torch.equal, forward(blocks, 1, 2, logits=False), wanted))
     assert (compiler.compiled, compiler.runs) == (3, 2)
     assert not any("forward" in vars(part) for part in blocks.module.modules())
@@ -230,7 +230,7 @@ def test_a_block_that_is_read_inside_is_not_compiled_meanwhile(
     blocks: TappedModel, compiler: Counting
 ) -> None:
     wanted = forward(blocks, "1.inner")
-    with COMPILED.held(blocks):
+    with COMPILED.applying(blocks):
         assert all(map(torch.equal, forward(blocks, "1.inner"), wanted))
         assert compiler.runs == 2
         forward(blocks, 1)
@@ -238,13 +238,13 @@ def test_a_block_that_is_read_inside_is_not_compiled_meanwhile(
 
 
 def test_who_wants_gradients_gets_the_plain_pass(blocks: TappedModel, compiler: Counting) -> None:
-    with COMPILED.held(blocks):
+    with COMPILED.applying(blocks):
         assert blocks.module(drawn(5, 4)).requires_grad
     assert compiler.runs == 0
 
 
 def test_a_copy_is_compiled_by_itself(blocks: TappedModel, compiler: Counting) -> None:
-    with COMPILED.held(blocks):
+    with COMPILED.applying(blocks):
         copied = copy.deepcopy(blocks)
         for parameter in copied.module.parameters():
             parameter.data.mul_(2)
@@ -261,7 +261,7 @@ def test_a_copy_is_compiled_by_itself(blocks: TappedModel, compiler: Counting) -
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_blocks_give_what_they_gave_within_rounding(blocks: TappedModel) -> None:
     wanted = forward(blocks, 1, 2)
-    with COMPILED.held(blocks):
+    with COMPILED.applying(blocks):
         found = forward(blocks, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 

@@ -7,9 +7,9 @@ from torch import nn
 from curricle import seeding
 from curricle.models.restoring import (
     buffers_kept,
+    evaluation_mode,
     frozen_but,
     hooks_kept,
-    looked_at,
     mode_notes,
     modes_kept,
     modes_of,
@@ -33,7 +33,7 @@ def test_each_submodule_gets_its_own_mode_back(module: nn.Sequential) -> None:
 
 
 def test_what_is_looked_at_learns_nothing_and_gets_its_modes_back(module: nn.Sequential) -> None:
-    with looked_at(module):
+    with evaluation_mode(module):
         assert not module(torch.ones(5, 3)).requires_grad
         assert not any(part.training for part in module)
     assert module.training

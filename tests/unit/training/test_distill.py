@@ -660,7 +660,7 @@ def test_processes_that_are_lost_while_models_are_bound_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     @contextmanager
-    def guarded(_: SingleDevice) -> Iterator[None]:
+    def lost_process_errors(_: SingleDevice) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -669,7 +669,7 @@ def test_processes_that_are_lost_while_models_are_bound_are_named(
     def binding(*_: object, **__: object) -> BoundRun:
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
 
-    monkeypatch.setattr(SingleDevice, "guarded", guarded)
+    monkeypatch.setattr(SingleDevice, "lost_process_errors", lost_process_errors)
     monkeypatch.setattr("curricle.training.distill.bind", binding)
     with pytest.raises(LostProcessError, match="process 1 of 2 must answer"):
         distilled()

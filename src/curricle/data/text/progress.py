@@ -20,7 +20,7 @@ _JOB: ContextVar[str] = ContextVar("job", default="")
 
 
 @contextmanager
-def watched(watcher: Watcher) -> Iterator[None]:
+def reported_progress(watcher: Watcher) -> Iterator[None]:
     """Report all preparation within the block to a watcher.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curricle.data.batch import Inputs
 from curricle.errors import BindError
-from curricle.models.restoring import looked_at
+from curricle.models.restoring import evaluation_mode
 from curricle.models.tapped import TappedModel
 
 TOLERANCE = 32
@@ -38,7 +38,7 @@ def check_causal(model: TappedModel, inputs: Inputs, role: str) -> None:
     last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
     # The first token of the row is an id of the vocabulary, and nearly always another one.
     changed = {**inputs, "input_ids": ids.scatter(-1, last, ids[..., :1])}
-    with looked_at(model.module), model.open_taps((), logits=True) as forward:
+    with evaluation_mode(model.module), model.open_taps((), logits=True) as forward:
         before, after = (forward(batch).logits for batch in (inputs, changed))
     if before is None or after is None or before.ndim < 3:  # noqa: PLR2004 - example, position, class
         return

@@ -75,7 +75,7 @@ class BestWeights:
             return
         if self.path is None:
             self._state = {
-                name: _kept(entry) if isinstance(entry, Tensor) else deepcopy(entry)
+                name: _copy(entry) if isinstance(entry, Tensor) else deepcopy(entry)
                 for name, entry in module.state_dict().items()
             }
         else:
@@ -125,7 +125,7 @@ class BestWeights:
             self.path.unlink(missing_ok=True)
 
 
-def _kept(tensor: Tensor) -> Tensor:
+def _copy(tensor: Tensor) -> Tensor:
     # Of a tensor in shares the copy is this process's share, where the share lies.
     copied = tensor.detach().clone()
     return copied if is_share(copied) else copied.cpu()

@@ -18,7 +18,7 @@ from curricle.data.label_checks import misplaced, require_classes
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.metrics import ACCURACY, CLASS_METRICS, METRICS, Metric, Scores
 from curricle.models.axes import observing
-from curricle.models.restoring import looked_at, modes_kept
+from curricle.models.restoring import evaluation_mode, modes_kept
 from curricle.models.tapped import OUTPUT, Activations, Forward, Inputs, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.objectives.labels import labeled_output
@@ -70,7 +70,7 @@ def teacher_is_at_chance(
     judge = replace(evaluate, batches=batches, metrics=(ACCURACY,), teacher=None, placement=HOST)
     # The pass is not one of the run: if it fails, binding raises the error where a stage needs it.
     with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
-        with looked_at(teacher.module):
+        with evaluation_mode(teacher.module):
             accuracy = judge(teacher)[ACCURACY.name]
         # Of all labels, since those of a part may be of one class.
         labels = [require(batch.labels, "labels").flatten().cpu() for batch in labeled]
@@ -100,7 +100,7 @@ def metrics_of_teacher(
     check_ids(evaluate, tables, "teacher")
     judge = replace(evaluate, metrics=metrics, teacher=None, placement=HOST)
     with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
-        with looked_at(teacher.module):
+        with evaluation_mode(teacher.module):
             numbers = judge(teacher)
         return {name: number for name, number in numbers.items() if math.isfinite(number)}
     return {}

@@ -177,7 +177,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], None]]:
+def deferred_signals() -> Iterator[Callable[[], None]]:
     """Hold signals that raise back within the block, until the yielded function is called.
 
     An exception that a handler raises between any two instructions can leave a lock acquired, which
@@ -204,7 +204,7 @@ def deferred() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def blocked(*names: str) -> Iterator[None]:
+def blocked_signals(*names: str) -> Iterator[None]:
     """Block signals of this thread within the block; they arrive after it.
 
     Processes that are started within keep them blocked. Windows has no such mask.

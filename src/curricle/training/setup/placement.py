@@ -142,7 +142,7 @@ class Placement(ABC):
         """
         return ()
 
-    def guarded(self) -> AbstractContextManager[object]:
+    def lost_process_errors(self) -> AbstractContextManager[object]:
         """Return a context in which the processes that are lost are named in the error."""
         return UNCHANGED
 

@@ -173,7 +173,7 @@ class Processes(Placement, ABC):
                 parameter.grad /= self._number
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def lost_process_errors(self) -> Iterator[None]:
         """Name the processes that are lost, if the exchange with them fails inside the block.
 
         Yields:

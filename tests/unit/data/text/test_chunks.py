@@ -59,7 +59,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused_though_it_is_restored(
     path = written(tmp_path / "a.txt", TEXT * 300)
     opened = open_text(path)
     with (
-        progress.watched(lambda *_: os.truncate(path, 80)),
+        progress.reported_progress(lambda *_: os.truncate(path, 80)),
         progress.job("reading"),
         pytest.raises(DataError, match="must not change while it is read"),
     ):

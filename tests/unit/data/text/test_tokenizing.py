@@ -187,7 +187,10 @@ def test_a_text_that_shrinks_while_it_is_tokenized_leaves_nothing_in_the_cache(
         if job == "tokenizing train":
             (corpus / "train.txt").write_bytes(content[:10])
 
-    with progress.watched(shrink), pytest.raises(DataError, match="must not change while"):
+    with (
+        progress.reported_progress(shrink),
+        pytest.raises(DataError, match="must not change while"),
+    ):
         open_or_build(corpus, "train", vocabulary_size=300, cache_dir=cache)
     assert not [path for path in cache.iterdir() if "tokens" in path.name]
     (corpus / "train.txt").write_bytes(content)
@@ -200,7 +203,7 @@ def test_a_signal_while_a_text_is_tokenized_leaves_nothing_in_the_cache(tmp_path
     corpus, cache = corpus_folder(tmp_path), tmp_path / "cache"
     with (
         interruptible(),
-        progress.watched(lambda *_: signal.raise_signal(signal.SIGTERM)),
+        progress.reported_progress(lambda *_: signal.raise_signal(signal.SIGTERM)),
         pytest.raises(Interrupted) as end,
     ):
         open_or_build(corpus, "train", vocabulary_size=300, cache_dir=cache)

@@ -10,8 +10,8 @@ import pytest
 from curricle.training.setup.interrupts import (
     Interrupted,
     Interrupts,
-    blocked,
-    deferred,
+    blocked_signals,
+    deferred_signals,
     interruptible,
 )
 
@@ -58,7 +58,7 @@ def test_a_deferred_signal_raises_where_the_program_asks_for_it(number: signal.S
     with (  # noqa: PT012 - the place is tested
         interruptible(),
         pytest.raises(KeyboardInterrupt) as end,
-        deferred() as raise_interrupt,
+        deferred_signals() as raise_interrupt,
     ):
         raise_interrupt()
         signal.raise_signal(number)
@@ -71,13 +71,13 @@ def test_a_deferred_signal_raises_where_the_program_asks_for_it(number: signal.S
 
 @pytest.mark.usefixtures("raising_interrupts")
 def test_a_deferred_signal_raises_at_the_latest_at_the_end_of_the_block() -> None:
-    with pytest.raises(KeyboardInterrupt), deferred():
+    with pytest.raises(KeyboardInterrupt), deferred_signals():
         signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.usefixtures("raising_interrupts")
 def test_a_deferred_signal_does_not_hide_an_error() -> None:
-    with pytest.raises(ValueError, match="the error"), deferred():  # noqa: PT012 - both come
+    with pytest.raises(ValueError, match="the error"), deferred_signals():  # noqa: PT012 - both come
         signal.raise_signal(signal.SIGINT)
         raise ValueError("the error")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -87,7 +87,7 @@ def test_a_deferred_signal_does_not_hide_an_error() -> None:
 def test_a_blocked_signal_arrives_after_the_block() -> None:
     passed: list[str] = []
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the order of both is tested
-        with blocked("SIGINT"):
+        with blocked_signals("SIGINT"):
             signal.raise_signal(signal.SIGINT)
             passed.append("after the signal")
         passed.append("after the block")
@@ -96,7 +96,7 @@ def test_a_blocked_signal_arrives_after_the_block() -> None:
 
 def test_a_process_started_while_a_signal_is_blocked_keeps_it_blocked() -> None:
     shown = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    with blocked("SIGINT"):
+    with blocked_signals("SIGINT"):
         printed = subprocess.run(
             [sys.executable, "-c", shown], check=True, capture_output=True, text=True
         )

@@ -44,7 +44,7 @@ def test_the_lost_process_is_named(
     monkeypatch.setattr(placement, "_number", 2)
     monkeypatch.setattr("curricle.training.setup.processes.MOST_WAIT", 0.01)
     message = "process 1 of 2, counted from 0, must answer within the 20 seconds of 'timeout'"
-    with pytest.raises(LostProcessError, match=message) as caught, placement.guarded():
+    with pytest.raises(LostProcessError, match=message) as caught, placement.lost_process_errors():
         raise error
     assert caught.value.__cause__ is error
 
@@ -52,7 +52,7 @@ def test_the_lost_process_is_named(
 def test_other_errors_pass(placement: DataParallel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_store", HashStore())
     monkeypatch.setattr(placement, "_number", 2)
-    with pytest.raises(DataError, match="labels"), placement.guarded():
+    with pytest.raises(DataError, match="labels"), placement.lost_process_errors():
         raise DataError("labels")
 
 
@@ -61,7 +61,10 @@ def test_a_failed_exchange_passes_where_no_process_is_lost_or_the_group_is_that_
 ) -> None:
     for store in (None, HashStore()):
         monkeypatch.setattr(placement, "_store", store)
-        with pytest.raises(RuntimeError, match="Connection closed"), placement.guarded():
+        with (
+            pytest.raises(RuntimeError, match="Connection closed"),
+            placement.lost_process_errors(),
+        ):
             raise RuntimeError(FAILED)
 
 
