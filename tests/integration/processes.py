@@ -162,6 +162,9 @@ CASES = {
         lambda: curricle.progressive(total=TOTAL, trajectory=[1, 2]),
         arguments=lambda: {"trajectory": checkpoints()},
     ),
+    "judged by the teacher": Case(
+        lambda: curricle.one_shot(total=TOTAL), arguments=lambda: {"metric": "kl"}
+    ),
     "the best weights by a function": Case(
         lambda: curricle.one_shot(total=TOTAL),
         {"keep_best": True},
@@ -215,16 +218,29 @@ SHARDED = (
     "padded text, the embedding, tied to a head in chunks",
 )
 """Cases that four processes run in shares; two run all."""
+TAUGHT = (
+    "stages that end early, clipped, in micro-batches",
+    "checkpoints of the teacher in turns",
+    "padded text, the embedding, tied to a head in chunks",
+    "one-shot",
+    "judged by the teacher",
+    "layers where nothing is explained",
+    "padded text",
+)
+"""Cases that processes run with a teacher in shares; four run the first three."""
 
 
 def runs(number: int) -> list[tuple[str, str]]:
     """Return the placements and cases that a group of processes runs."""
     sharded = CASES if number == 2 else SHARDED
     groups = () if number == 2 else SHARDED[:1]
+    taught = TAUGHT if number == 2 else TAUGHT[:3]
     return [
         *(("ddp", name) for name in CASES),
         *(("fsdp2", name) for name in sharded),
         *(("fsdp2, two replicas", name) for name in groups),
+        *(("fsdp2, teacher in shares", name) for name in taught),
+        *(("fsdp2, two replicas, teacher in shares", name) for name in groups),
     ]
 
 
@@ -242,6 +258,7 @@ def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
         settings=curricle.TrainingSettings(
             parallel=parallel.partition(",")[0],  # type: ignore[arg-type] # a literal
             replicas=2 if "replicas" in parallel else 1,
+            teacher_parallel="fsdp2" if "teacher" in parallel else "whole",
             threads=1,
             eval_every=4,
             log_every=2,

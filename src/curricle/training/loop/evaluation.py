@@ -263,6 +263,8 @@ class _LabelEvaluator:
             for batch in self.placement.padding(self.batches):
                 # Without result: weights in shares are gathered by all processes at once.
                 _student_activations(forward, batch)
+                if read_teacher is not None:
+                    read_teacher(batch)
         # Exact sums are divided once: a mean of batch means would weigh the positions of small
         # batches more.
         total_count = int(self.placement.total(count))
