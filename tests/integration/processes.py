@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import curricle
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
-from curricle.objectives.projections import Learned
+from curricle.objectives.projections import ChannelSelection, Learned
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 
 STEPS, EXAMPLES, INPUTS, CLASSES = 12, 8, 6, 3
@@ -139,6 +139,11 @@ CASES = {
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1},
         tolerance=PROJECTED,
     ),
+    "a stage in float64 that ends early": Case(
+        lambda: curricle.extraction(
+            total=TOTAL, pairs=2, layer_fraction=0.6, projection=ChannelSelection()
+        )
+    ),
     "a stage that freezes": Case(
         lambda: curricle.extraction(total=TOTAL, pairs=2, layer_fraction=0.6, trainable="new"),
         tolerance=PROJECTED,
@@ -220,6 +225,7 @@ SHARDED = (
 """Cases that four processes run in shares; two run all."""
 TAUGHT = (
     "stages that end early, clipped, in micro-batches",
+    "a stage in float64 that ends early",
     "checkpoints of the teacher in turns",
     "padded text, the embedding, tied to a head in chunks",
     "one-shot",
@@ -227,14 +233,14 @@ TAUGHT = (
     "layers where nothing is explained",
     "padded text",
 )
-"""Cases that processes run with a teacher in shares; four run the first three."""
+"""Cases that processes run with a teacher in shares; four run the first four."""
 
 
 def runs(number: int) -> list[tuple[str, str]]:
     """Return the placements and cases that a group of processes runs."""
     sharded = CASES if number == 2 else SHARDED
     groups = () if number == 2 else SHARDED[:1]
-    taught = TAUGHT if number == 2 else TAUGHT[:3]
+    taught = TAUGHT if number == 2 else TAUGHT[:4]
     return [
         *(("ddp", name) for name in CASES),
         *(("fsdp2", name) for name in sharded),

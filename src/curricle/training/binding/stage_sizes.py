@@ -49,6 +49,8 @@ class _Pass:
     """FLOPs of the pass, with those of its backward pass."""
     logits: Tensor | None
     """The logits, without data."""
+    head_bytes: int = 0
+    """Bytes of a teacher's head that is read in chunks."""
 
 
 @final
@@ -125,6 +127,7 @@ class SizeProbe:
             student=student_pass.calls.units(student_pass.trained, self._reached),
             teacher=() if teacher_pass is None else teacher_pass.calls.units(),
             teacher_copies=0 if teacher_pass is None else self._teacher_copies(),
+            teacher_head=0 if teacher_pass is None else teacher_pass.head_bytes,
             moments=self._optimizer.moments,
             micro_batches=self._settings.gradient_accumulation_steps,
         )
@@ -176,7 +179,26 @@ class SizeProbe:
                 "teacher", model, reads.teacher, batch.for_teacher, logits=has_logits
             )
         state_bytes = sum(tensor.nbytes for tensor in states.hidden.values())
-        return _Pass(calls=calls, num_bytes=state_bytes, flops=meter.flops, logits=states.logits)
+        return _Pass(
+            calls=calls,
+            num_bytes=state_bytes,
+            flops=meter.flops,
+            logits=states.logits,
+            head_bytes=self._head_bytes(model, batch) if reads.teacher_head else 0,
+        )
+
+    def _head_bytes(self, teacher: TappedModel, batch: Batch) -> int:
+        """Return the bytes of the weights of a teacher's head."""
+        empty = batch.for_teacher.map(self._shapes.emptied)
+        with (
+            torch.no_grad(),
+            self._shapes.running(),
+            teacher.open_taps((), logits=False, head=True) as forward,
+        ):
+            head = run_trial("teacher", forward, empty.inputs, empty.selected).head
+        if head is None:
+            return 0
+        return head.weight.nbytes + (0 if head.bias is None else head.bias.nbytes)
 
     def _forward(
         self, role: str, model: TappedModel, places: Sequence[Place], batch: Batch, *, logits: bool
