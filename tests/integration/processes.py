@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import curricle
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
-from curricle.objectives.projections import ChannelSelection, Learned
+from curricle.objectives.channel_selection import ChannelSelection
+from curricle.objectives.projections import Learned
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 
 STEPS, EXAMPLES, INPUTS, CLASSES = 12, 8, 6, 3

@@ -8,7 +8,7 @@ Units: bytes, FLOPs.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from curricle.curriculum.stages import Stage
 from curricle.data.batch import Batch
 from curricle.errors import BindError
+from curricle.models.heads import LinearHead
 from curricle.models.restoring import frozen_but, train
 from curricle.models.shape_passes import ShapePasses
 from curricle.models.tapped import Activations, Place, TappedModel, run_trial
@@ -190,15 +191,13 @@ class SizeProbe:
     def _head_bytes(self, teacher: TappedModel, batch: Batch) -> int:
         """Return the bytes of the weights of a teacher's head."""
         empty = batch.for_teacher.map(self._shapes.emptied)
-        with (
-            torch.no_grad(),
-            self._shapes.running(),
-            teacher.open_taps((), logits=False, head=True) as forward,
-        ):
-            head = run_trial("teacher", forward, empty.inputs, empty.selected).head
-        if head is None:
-            return 0
-        return head.weight.nbytes + (0 if head.bias is None else head.bias.nbytes)
+        head: LinearHead | None = None
+        # A model without such a head is refused where the run is bound.
+        with suppress(BindError), torch.no_grad(), self._shapes.running():
+            with teacher.open_taps((), logits=False, head=True) as forward:
+                head = run_trial("teacher", forward, empty.inputs, empty.selected).head
+        tensors = () if head is None else (head.weight, head.bias)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _forward(
         self, role: str, model: TappedModel, places: Sequence[Place], batch: Batch, *, logits: bool
