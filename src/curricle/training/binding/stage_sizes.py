@@ -193,9 +193,13 @@ class SizeProbe:
         empty = batch.for_teacher.map(self._shapes.emptied)
         head: LinearHead | None = None
         # A model without such a head is refused where the run is bound.
-        with suppress(BindError), torch.no_grad(), self._shapes.running():
-            with teacher.open_taps((), logits=False, head=True) as forward:
-                head = run_trial("teacher", forward, empty.inputs, empty.selected).head
+        with (
+            suppress(BindError),
+            torch.no_grad(),
+            self._shapes.running(),
+            teacher.open_taps((), logits=False, head=True) as forward,
+        ):
+            head = run_trial("teacher", forward, empty.inputs, empty.selected).head
         tensors = () if head is None else (head.weight, head.bias)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
