@@ -5,6 +5,7 @@ As a program it trains all of `CASES`, and some of them sharded, in one process 
 trained weights, metrics and usage to the folder.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -13,20 +14,22 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.tensor.debug import CommDebugMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import curricle
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
+from curricle.objectives.channel_selection import ChannelSelection
 from curricle.objectives.projections import Learned
+from curricle.teachers.store.codecs import Exact
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 
 STEPS, EXAMPLES, INPUTS, CLASSES = 12, 8, 6, 3
@@ -96,6 +99,42 @@ def accuracy(model: Any) -> dict[str, float]:
     return {"accuracy": float((model(batch.inputs).argmax(-1) == batch.labels).double().mean())}
 
 
+@cache
+def stored_targets() -> Any:
+    """Return stored targets of the teacher; made before the group, since one process captures."""
+    folder = tempfile.mkdtemp()
+    curricle.capture_targets(
+        network(8, 1),
+        network(16, 0),
+        stored_curriculum(),
+        Vectors(),
+        folder=folder,
+        compression=curricle.TargetCompression(hidden=Exact(), logits=Exact()),
+    )
+    return curricle.open_targets(folder)
+
+
+def stored_curriculum() -> Curriculum:
+    return curricle.extraction(total=TOTAL, pairs=2, layer_fraction=0.6)
+
+
+def with_adapters(student: Any) -> nn.Module:
+    """Return a model whose queries and values have adapters of rank 2, which alone are trained."""
+    peft = importlib.import_module("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with seeding.scoped(2, "adapters"):
+        tuned: nn.Module = peft.get_peft_model(student, config).double()
+    return tuned
+
+
+def with_dropout(student: Any) -> nn.Module:
+    """Return a model of texts that drops some attention weights while it is trained."""
+    for layer in student.model.layers:
+        layer.self_attn.attention_dropout = 0.2
+    tuned: nn.Module = student
+    return tuned
+
+
 def decoder(width: int, seed: int, *, is_tied: bool = False) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=TOKENS,
@@ -121,6 +160,12 @@ class Case:
     reads_text: bool = False
     is_tied: bool = False
     """Whether embedding and head of models of texts are one matrix."""
+    teacher: Callable[[], Any] | None = None
+    """Returns the teacher; None for a network of its own."""
+    changed: Callable[[Any], nn.Module] | None = None
+    """Returns a student with changes; None changes nothing."""
+    is_noisy: bool = False
+    """Whether the masks of dropout differ between processes, hence from one process."""
     arguments: Callable[[], dict[str, Any]] = dict
     """Returns further arguments of the call."""
     tolerance: float = 1e-10
@@ -138,6 +183,11 @@ CASES = {
         ),
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1},
         tolerance=PROJECTED,
+    ),
+    "a stage in float64 that ends early": Case(
+        lambda: curricle.extraction(
+            total=TOTAL, pairs=2, layer_fraction=0.6, projection=ChannelSelection()
+        )
     ),
     "a stage that freezes": Case(
         lambda: curricle.extraction(total=TOTAL, pairs=2, layer_fraction=0.6, trainable="new"),
@@ -161,6 +211,16 @@ CASES = {
     "checkpoints of the teacher in turns": Case(
         lambda: curricle.progressive(total=TOTAL, trajectory=[1, 2]),
         arguments=lambda: {"trajectory": checkpoints()},
+    ),
+    "judged by the teacher": Case(
+        lambda: curricle.one_shot(total=TOTAL), arguments=lambda: {"metric": "kl"}
+    ),
+    "stored targets": Case(stored_curriculum, teacher=stored_targets),
+    "padded text, dropout": Case(
+        lambda: curricle.one_shot(total=TOTAL),
+        reads_text=True,
+        changed=with_dropout,
+        is_noisy=True,
     ),
     "the best weights by a function": Case(
         lambda: curricle.one_shot(total=TOTAL),
@@ -206,6 +266,13 @@ CASES = {
         tolerance=1e-8,
     ),
 }
+if importlib.util.find_spec("peft") is not None:
+    CASES["padded text, adapters"] = Case(
+        lambda: curricle.extraction(total=TOTAL, pairs=1),
+        reads_text=True,
+        changed=with_adapters,
+        tolerance=PROJECTED,
+    )
 
 
 SHARDED = (
@@ -215,16 +282,30 @@ SHARDED = (
     "padded text, the embedding, tied to a head in chunks",
 )
 """Cases that four processes run in shares; two run all."""
+TAUGHT = (
+    "stages that end early, clipped, in micro-batches",
+    "a stage in float64 that ends early",
+    "checkpoints of the teacher in turns",
+    "padded text, the embedding, tied to a head in chunks",
+    "one-shot",
+    "judged by the teacher",
+    "layers where nothing is explained",
+    "padded text",
+)
+"""Cases that processes run with a teacher in shares; four run the first four."""
 
 
 def runs(number: int) -> list[tuple[str, str]]:
     """Return the placements and cases that a group of processes runs."""
     sharded = CASES if number == 2 else SHARDED
     groups = () if number == 2 else SHARDED[:1]
+    taught = TAUGHT if number == 2 else TAUGHT[:4]
     return [
         *(("ddp", name) for name in CASES),
         *(("fsdp2", name) for name in sharded),
         *(("fsdp2, two replicas", name) for name in groups),
+        *(("fsdp2, teacher in shares", name) for name in taught),
+        *(("fsdp2, two replicas, teacher in shares", name) for name in groups),
     ]
 
 
@@ -232,16 +313,19 @@ def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
     """Return the weights, metrics and usage of a case."""
     make = partial(decoder, is_tied=case.is_tied) if case.reads_text else network
     stream = Texts() if case.reads_text else Vectors()
-    student = make(8, 1)
+    student: nn.Module = make(8, 1)
+    if case.changed is not None:
+        student = case.changed(student)
     result = curricle.distill(
         student,
-        make(16, 0),
+        make(16, 0) if case.teacher is None else case.teacher(),
         case.curriculum(),
         stream,
         optimizer=OPTIMIZER,
         settings=curricle.TrainingSettings(
             parallel=parallel.partition(",")[0],  # type: ignore[arg-type] # a literal
             replicas=2 if "replicas" in parallel else 1,
+            teacher_parallel="fsdp2" if "teacher" in parallel else "whole",
             threads=1,
             eval_every=4,
             log_every=2,
@@ -326,6 +410,7 @@ def main() -> None:
     """Train all cases in one process of a group."""
     store, rank, world_size, folder = sys.argv[1], *map(int, sys.argv[2:4]), Path(sys.argv[4])
     torch.set_num_threads(1)
+    stored_targets()
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
     )

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from curricle.models.hooked import HookedModel
 from curricle.models.restoring import frozen_but
-from curricle.training.setup.rank_costs import RankCosts
+from curricle.training.setup.rank_costs import RankCosts, StageSizes, Unit, rank_costs
 from curricle.training.setup.settings import TrainingSettings
-from tests.unit.training.setup.test_rank_costs import BLOCKS, WIDTH, costs
+from tests.unit.training.setup.test_rank_costs import BLOCKS, NO_PASSES, WIDTH, costs, weight
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("processes")]
 
@@ -38,6 +38,8 @@ class Case(NamedTuple):
     """Blocks below those that it trains."""
     micro_batches: int = 1
     replicas: int = 1
+    is_teacher: bool = False
+    """Whether it is a pass of a teacher in shares, of as many blocks."""
 
     @property
     def trained(self) -> set[str]:
@@ -73,6 +75,7 @@ REPLICAS = [
     *(Case("fsdp2", depth, replicas=2) for depth in (1, BLOCKS)),
     Case("fsdp2", BLOCKS, micro_batches=3, replicas=2),
 ]
+TEACHERS = [Case("fsdp2", depth, is_teacher=True) for depth in (1, 2, BLOCKS)]
 Outcomes = dict[str, tuple[int, dict[str, int]]]
 """Bytes and collectives of a step, by case."""
 
@@ -111,13 +114,19 @@ def measured(step: Callable[[], object]) -> tuple[int, dict[str, int]]:
 
 
 @contextmanager
-def opened(case: Case) -> Iterator[Callable[[], None]]:
+def opened(case: Case) -> Iterator[Callable[[], object]]:
     """Place a model as a run does, and return a step of it without the optimizer."""
     widths = [*[WIDTH] * BLOCKS, 2 * WIDTH]
     module = nn.Sequential(*(nn.Linear(WIDTH, width, bias=False) for width in widths))
     student = HookedModel(module, blocks=[str(number) for number in range(BLOCKS)], head="3")
     settings = TrainingSettings(parallel=case.parallel, replicas=case.replicas)
     has_logits = case.depth == BLOCKS
+    if case.is_teacher:
+        teacher = settings.placement.divided(student)
+        places = [] if has_logits else [teacher.place(case.depth)]
+        with torch.no_grad(), teacher.open_taps(places, logits=has_logits) as forward:
+            yield lambda: forward(torch.ones(1, WIDTH))
+        return
     with (
         settings.placement.sharded(student) as model,
         frozen_but(model.module, case.trained),
@@ -149,7 +158,7 @@ def run_rank(rank: int, file: str, results: str) -> None:
         "gloo", init_method=f"file://{file}", rank=rank, world_size=NUM_PROCESSES
     )
     outcomes = {}
-    for case in (*DDP, *FSDP2, *REPLICAS):
+    for case in (*DDP, *FSDP2, *REPLICAS, *TEACHERS):
         with opened(case) as step:
             outcomes[str(case)] = measured(step)
     if rank == 0:
@@ -194,3 +203,24 @@ def test_fsdp2_makes_the_collectives_of_the_formula(outcomes: Outcomes, case: Ca
     gathers = sum(count for name, count in counts.items() if "gather" in name)
     scatters = sum(count for name, count in counts.items() if "scatter" in name)
     assert (gathers, scatters) == (plan.num_all_gathers, plan.num_reduce_scatters)
+
+
+@pytest.mark.parametrize("case", TEACHERS, ids=str)
+def test_a_teacher_in_shares_is_gathered_as_deep_as_it_is_read(
+    outcomes: Outcomes, case: Case
+) -> None:
+    sent, counts = outcomes[str(case)]
+    # The head, twice as wide, is the root, which is always gathered.
+    blocks = [Unit(weights=(weight(WIDTH, WIDTH, trained=False),)) for _ in range(case.depth)]
+    root = Unit(weights=(weight(2 * WIDTH, WIDTH, trained=False),))
+    taught = StageSizes(student=(), teacher=(root, *blocks), moments=0)
+    plan = rank_costs(
+        taught,
+        NO_PASSES,
+        parallel="fsdp2",
+        num_processes=NUM_PROCESSES,
+        is_teacher_shared=True,
+    )
+    assert sent == pytest.approx(4 * (2 + case.depth) * WIDTH**2 / 2, rel=0.02)
+    assert plan.sent == 4 * (2 + case.depth) * WIDTH**2 // 2
+    assert sum(counts.values()) == plan.num_all_gathers == 1 + case.depth

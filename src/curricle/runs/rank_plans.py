@@ -61,8 +61,8 @@ class StageRanks:
     share: Passes
     """Passes of one of the processes that divide it."""
     rows: tuple[RankCosts, ...]
-    """One process alone, `ddp`, `fsdp2`, and `fsdp2` with a teacher that is shared as well, which
-    runs cannot do yet."""
+    """One process alone, `ddp`, `fsdp2`, and `fsdp2` with a teacher that is shared as well
+    (`teacher_parallel`)."""
 
 
 @final

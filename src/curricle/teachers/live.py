@@ -5,7 +5,8 @@ checkpoint of its trajectory.
 
 Design: the finished weights are never changed. A checkpoint is a copy of the model, made when a
 stage that reads it opens and dropped when that closes. So other readers, evaluations and probes
-among them, always find the finished teacher.
+among them, always find the finished teacher. Where several processes divide the weights of the
+teacher, the model that runs, and that of each checkpoint, is a copy in shares of a whole model.
 """
 
 import copy
@@ -30,6 +31,8 @@ from curricle.teachers.trajectory import Trajectory
 
 PLAIN = Inference()
 """Makes nothing faster."""
+Divide = Callable[[TappedModel], TappedModel]
+"""A function from a whole model to one whose weights several processes divide."""
 TeacherForward = Callable[[Inputs, Tensor | None, BatchKey | None], Activations]
 """A forward pass of a teacher: inputs, positions with logits, and the key of the batch."""
 
@@ -38,9 +41,23 @@ TeacherForward = Callable[[Inputs, Tensor | None, BatchKey | None], Activations]
 class LiveTeacher:
     """A teacher that runs beside the student."""
 
-    def __init__(self, model: TappedModel, trajectory: Trajectory | None = None) -> None:
-        """Take a finished model and, for progressive stages, its trajectory."""
-        self.model = model
+    def __init__(
+        self,
+        model: TappedModel,
+        trajectory: Trajectory | None = None,
+        *,
+        divide: Divide | None = None,
+    ) -> None:
+        """Take a finished model and, for progressive stages, its trajectory.
+
+        Args:
+            model: The model, whole.
+            trajectory: Its checkpoints.
+            divide: Returns the model that runs, with weights in shares; None runs the whole one.
+        """
+        self._whole, self._divide = model, divide
+        self.model = model if divide is None else divide(model)
+        """The model that runs."""
         self.trajectory = trajectory
         self._inference = PLAIN
         self._digest: str | None = None
@@ -49,8 +66,22 @@ class LiveTeacher:
     def digest(self) -> str:
         """Return the digest of all finished weights; they are read once, since they stay."""
         if self._digest is None:
-            self._digest = weights_digest(self.model.module)
+            self._digest = weights_digest(self._whole.module)
         return self._digest
+
+    @property
+    def is_divided(self) -> bool:
+        """Return whether the model that runs holds shares of the weights."""
+        return self.model is not self._whole
+
+    def divided(self, divide: Divide) -> "LiveTeacher":
+        """Return this teacher with weights in shares, or this one where nothing is divided.
+
+        Args:
+            divide: Places a model; returns a copy in shares, or the model itself.
+        """
+        teacher = LiveTeacher(self._whole, self.trajectory, divide=divide)
+        return teacher if teacher.is_divided else self
 
     def check(self, references: Iterable[TeacherReference]) -> None:
         """Check that every checkpoint that stages name is there and fits.
@@ -61,13 +92,13 @@ class LiveTeacher:
         """
         for reference in references:
             if reference != "final":
-                if offloaded := offloaded_weights(self.model.module):
+                if offloaded := offloaded_weights(self._whole.module):
                     raise BindError(
                         f"'teacher' must have all weights in memory to teach with those of a "
                         f"checkpoint; {min(offloaded)!r} is offloaded by its 'device_map'; load "
                         f"the model without offloading"
                     )
-                self._of(reference).check(self.model.module, [reference])
+                self._of(reference).check(self._whole.module, [reference])
 
     def at(self, reference: TeacherReference) -> TappedModel:
         """Return the model with the weights of a checkpoint, or the finished one.
@@ -83,7 +114,7 @@ class LiveTeacher:
         if reference == "final":
             return self.model
         try:
-            copied = copy.deepcopy(self.model)
+            copied = copy.deepcopy(self._whole)
         except RuntimeError as error:
             raise BindError(
                 f"'teacher' must be a module that copy.deepcopy can copy to teach with the weights "
@@ -91,6 +122,9 @@ class LiveTeacher:
                 f"(tied adapters of PEFT are none), or merge them"
             ) from error
         self._of(reference).load(copied.module, reference)
+        if self._divide is not None:
+            copied = self._divide(copied)
+            copied.module.train(self.model.module.training)
         self._inference.apply(copied)
         return copied
 
@@ -129,11 +163,14 @@ class LiveTeacher:
         """Hold the model in evaluation mode; its modes come back after.
 
         Args:
-            inference: How it, and each of its checkpoints, is made fast meanwhile.
+            inference: How it, and each of its checkpoints, is made fast meanwhile. A model in
+                shares keeps no whole copies of its weights in lower precision.
 
         Yields:
             Nothing.
         """
+        if self.is_divided:
+            inference = replace(inference, linear=None)
         with modes_kept(self.model.module), inference.applying(self.model):
             self.model.module.eval()
             self._inference = inference

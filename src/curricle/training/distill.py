@@ -280,8 +280,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             seed=seed,
         )
         check_evaluated(settings, run.num_steps)
-        evaluate = evaluator_of(held_out, settings, metric, source)
-        notes = teacher_notes(evaluate, source, run)
+        # That of the run, whose weights may be divided.
+        evaluate = evaluator_of(held_out, settings, metric, run.teacher)
+        notes = teacher_notes(evaluate, run.teacher, run)
         with (
             tracking(trackers if settings.placement.is_writer else (), folder) as reports,
             shown_progress(is_wanted=progress and settings.placement.is_writer) as new_observer,
@@ -488,7 +489,7 @@ def evaluator_of(
     evaluation: Sequence[Batch] | Evaluator,
     settings: TrainingSettings,
     metric: str | Metric,
-    teacher: LiveTeacher | StoredTeacher | None,
+    teacher: object,
 ) -> Evaluator:
     """Return the evaluation of held-out batches, or a function as it is.
 
@@ -496,7 +497,8 @@ def evaluator_of(
         evaluation: Batches or a function.
         settings: Settings with the placement.
         metric: The metric by which the run is judged.
-        teacher: Teacher of the run, for metrics that compare with it.
+        teacher: Teacher of the run, for metrics that compare with it; None, or one that is no
+            model, allows none of them.
     """
     # A function is used as it is, without a wrapper: attributes such as `chance` are read from it.
     if callable(evaluation):

@@ -1,5 +1,6 @@
 """A teacher shows the weights that are asked for and is given back as it came."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.stages import TeacherReference
 from curricle.errors import BindError, CheckpointError
-from curricle.models.inference import Inference
+from curricle.models.inference import HeldLinear, Inference
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher, num_parameters
@@ -160,3 +161,32 @@ def test_a_teacher_that_cannot_be_copied_is_refused(trajectory: Trajectory) -> N
     model.module.transposed = model.module.get_parameter("head.weight").T
     with pytest.raises(BindError, match=r"'teacher' must be a module that copy.deepcopy can"):
         LiveTeacher(model, trajectory).at(10)
+
+
+def test_checkpoints_of_a_divided_teacher_are_divided_copies_in_its_mode(
+    trajectory: Trajectory,
+) -> None:
+    divided: list[TappedModel] = []
+
+    def divide(model: TappedModel) -> TappedModel:
+        divided.append(copy.deepcopy(model))
+        divided[-1].module.train()
+        return divided[-1]
+
+    whole = mlp(0)
+    teacher = LiveTeacher(whole, trajectory).divided(divide)
+    with teacher.teaching(LOW):
+        shown = teacher.at(20)
+        assert teacher.model is divided[0]
+        assert shown is divided[1]
+        assert not shown.module.training
+        # Copies in lower precision would be whole.
+        assert not any(isinstance(module, HeldLinear) for module in shown.module.modules())
+    assert torch.equal(logits(shown), logits(mlp(20)))
+    assert torch.equal(logits(whole), logits(mlp(0)))
+    assert teacher.digest == LiveTeacher(mlp(0)).digest
+
+
+def test_a_teacher_of_which_nothing_is_divided_stays_itself() -> None:
+    teacher = LiveTeacher(mlp(0))
+    assert teacher.divided(lambda model: model) is teacher

@@ -157,12 +157,19 @@ def bind(
     # name them.
     teaching = None if live is None else live.model.module
     _check_models(student.module, teaching, optimizer)
-    settings = settings_by_size(settings, student.module, teaching, optimizer)
+    settings = settings_by_size(
+        settings,
+        student.module,
+        teaching,
+        optimizer,
+        # A start that is chosen is left out where weights are divided.
+        has_start=not isinstance(curriculum.init, AutoStart | None),
+    )
     # Before the trial steps, which must run where training will: whether a pass succeeds there is a
     # part of the check.
     _place_student(student, settings)
     if live is not None:
-        place_model(settings.placement, live.model)
+        teacher = live = _placed(live, settings)
     # Stored targets are those of stages; a start reads weights, which their folder lacks.
     elif not isinstance(curriculum.init, AutoStart | None) and teacher is not None:
         raise BindError(f"'init' {curriculum.init.kind!r} needs a teacher with weights; got none")
@@ -247,6 +254,14 @@ def _place_student(student: TappedModel, settings: TrainingSettings) -> None:
     settings.placement.copy_first((*student.module.parameters(), *student.module.buffers()))
 
 
+def _placed(teacher: LiveTeacher, settings: TrainingSettings) -> LiveTeacher:
+    """Return a teacher with its weights where they are read: whole, or in shares."""
+    if settings.teacher_parallel == "whole":
+        place_model(settings.placement, teacher.model)
+        return teacher
+    return teacher.divided(settings.placement.divided)
+
+
 def _process_notes(student: nn.Module, settings: TrainingSettings) -> tuple[str, ...]:
     """Return the number of processes, and a note on batch statistics; none for one process."""
     number = settings.placement.num_processes
@@ -259,7 +274,10 @@ def _process_notes(student: nn.Module, settings: TrainingSettings) -> tuple[str,
         if statistics
         else ""
     )
-    divided = "every batch and the student" if settings.parallel == "fsdp2" else "every batch"
+    divided = "every batch"
+    if settings.parallel == "fsdp2":
+        has_shares = settings.teacher_parallel == "fsdp2"
+        divided += ", student and teacher" if has_shares else " and the student"
     return (f"{number} processes divide {divided} among them{share}",)
 
 

@@ -8,7 +8,7 @@ Units: bytes, FLOPs.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from curricle.curriculum.stages import Stage
 from curricle.data.batch import Batch
 from curricle.errors import BindError
+from curricle.models.heads import LinearHead
 from curricle.models.restoring import frozen_but, train
 from curricle.models.shape_passes import ShapePasses
 from curricle.models.tapped import Activations, Place, TappedModel, run_trial
@@ -49,6 +50,8 @@ class _Pass:
     """FLOPs of the pass, with those of its backward pass."""
     logits: Tensor | None
     """The logits, without data."""
+    head_bytes: int = 0
+    """Bytes of a teacher's head that is read in chunks."""
 
 
 @final
@@ -125,6 +128,7 @@ class SizeProbe:
             student=student_pass.calls.units(student_pass.trained, self._reached),
             teacher=() if teacher_pass is None else teacher_pass.calls.units(),
             teacher_copies=0 if teacher_pass is None else self._teacher_copies(),
+            teacher_head=0 if teacher_pass is None else teacher_pass.head_bytes,
             moments=self._optimizer.moments,
             micro_batches=self._settings.gradient_accumulation_steps,
         )
@@ -176,7 +180,28 @@ class SizeProbe:
                 "teacher", model, reads.teacher, batch.for_teacher, logits=has_logits
             )
         state_bytes = sum(tensor.nbytes for tensor in states.hidden.values())
-        return _Pass(calls=calls, num_bytes=state_bytes, flops=meter.flops, logits=states.logits)
+        return _Pass(
+            calls=calls,
+            num_bytes=state_bytes,
+            flops=meter.flops,
+            logits=states.logits,
+            head_bytes=self._head_bytes(model, batch) if reads.teacher_head else 0,
+        )
+
+    def _head_bytes(self, teacher: TappedModel, batch: Batch) -> int:
+        """Return the bytes of the weights of a teacher's head."""
+        empty = batch.for_teacher.map(self._shapes.emptied)
+        head: LinearHead | None = None
+        # A model without such a head is refused where the run is bound.
+        with (
+            suppress(BindError),
+            torch.no_grad(),
+            self._shapes.running(),
+            teacher.open_taps((), logits=False, head=True) as forward,
+        ):
+            head = run_trial("teacher", forward, empty.inputs, empty.selected).head
+        tensors = () if head is None else (head.weight, head.bias)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _forward(
         self, role: str, model: TappedModel, places: Sequence[Place], batch: Batch, *, logits: bool

@@ -44,7 +44,8 @@ def choose_start(
     Args:
         declared: The start as declared.
         student: The model that learns.
-        teacher: The model that teaches; None where its targets are stored.
+        teacher: The model that teaches; None where its targets are stored. A start reads whole
+            weights, which a teacher in shares does not have.
         stream: Training data.
         seed: Seed of the run.
         placement: Placement of the models.
@@ -52,6 +53,12 @@ def choose_start(
     Raises:
         BindError: If a declared start does not fit; an `AutoStart` always fits.
     """
+    is_divided = teacher is not None and teacher.is_divided
+    if is_divided and declared is not None and not isinstance(declared, AutoStart):
+        raise BindError(
+            f"'init' must be None with teacher_parallel='fsdp2', since a start reads whole weights "
+            f"of the teacher; got {declared.kind!r}; set teacher_parallel='whole'"
+        )
 
     def bound(start: ClosedForm | None) -> BoundStart | None:
         return bind_start(start, student, teacher, stream=stream, seed=seed, placement=placement)
@@ -59,8 +66,9 @@ def choose_start(
     if not isinstance(declared, AutoStart):
         start = bound(declared)
         return StartChoice(start=start, notes=start_notes(start))
-    if teacher is None:
-        note = "'init' 'auto' leaves the student as drawn, since stored targets have no weights"
+    if teacher is None or is_divided:
+        why = "the teacher is in shares" if is_divided else "stored targets have no weights"
+        note = f"'init' 'auto' leaves the student as drawn, since {why}"
         return StartChoice(start=None, notes=(note,))
     reasons: list[str] = []
     for candidate in declared.candidates:

@@ -261,8 +261,7 @@ class _LabelEvaluator:
                 self._observe(observations, logits, batch.labels, teacher)
                 count += size
             for batch in self.placement.padding(self.batches):
-                # Without result: weights in shares are gathered by all processes at once.
-                _student_activations(forward, batch)
+                _run_without_result(forward, read_teacher, batch)
         # Exact sums are divided once: a mean of batch means would weigh the positions of small
         # batches more.
         total_count = int(self.placement.total(count))
@@ -394,6 +393,15 @@ def _teaching(
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
         yield lambda batch: _logits(_teacher_activations(forward, batch), batch, name)[0]
+
+
+def _run_without_result(
+    forward: Passes, read_teacher: Callable[[Batch], Tensor] | None, batch: Batch
+) -> None:
+    """Run both models; weights in shares are gathered by all processes at once."""
+    _student_activations(forward, batch)
+    if read_teacher is not None:
+        read_teacher(batch)
 
 
 def _teacher_activations(forward: Passes, batch: Batch) -> Activations:

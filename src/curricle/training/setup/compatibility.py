@@ -36,6 +36,12 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
             "fsdp2",
             "compile student",
         ): "hooks of each block gather its weights, which a compiled block would not run",
+        (
+            "teacher_parallel",
+            "compile teacher",
+        ): "hooks of each block gather its weights, which a compiled block would not run",
+        ("teacher_parallel", "prefetch targets"): "a second thread would gather weights in another "
+        "order in each process",
         ("parallel", "share_teacher"): _ONE_PROCESS,
         ("parallel", "batch_students"): _ONE_PROCESS,
         ("compiled_steps", "noise"): f"{_FUSED} cannot draw the noise of single steps",

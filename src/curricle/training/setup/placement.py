@@ -155,6 +155,15 @@ class Placement(ABC):
         """
         yield model
 
+    def divided(self, model: TappedModel) -> TappedModel:
+        """Return a model that is only read, placed, with its weights divided among the processes.
+
+        Args:
+            model: The model; where each process holds it whole, it is placed and returned.
+        """
+        place_model(self, model)
+        return model
+
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         """Scale gradients down to a largest norm, that of all of them over all processes."""
         nn.utils.clip_grad_norm_(parameters, max_norm)

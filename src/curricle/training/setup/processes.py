@@ -263,15 +263,21 @@ def absent(store: Store, rank: int, number: int, *, wait: float) -> list[int]:
         return []
 
 
-def hooked(model: TappedModel) -> HookedModel:
+def hooked(
+    model: TappedModel, setting: str = "'parallel' must be 'none' for a student"
+) -> HookedModel:
     """Return a model that a wrapper can surround.
+
+    Args:
+        model: The model.
+        setting: Setting that the model allows, as the begin of the sentence.
 
     Raises:
         BindError: If the model runs its module itself.
     """
     if not isinstance(model, HookedModel):
         raise BindError(
-            f"'parallel' must be 'none' for a student that runs its module itself; got "
+            f"{setting} that runs its module itself; got "
             f"{type(model).__name__!r}; curricle.tapped(module) returns one that does not"
         )
     return model

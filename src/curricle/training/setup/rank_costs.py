@@ -16,7 +16,8 @@ but the last, gradients are added up whole. A ring of N processes sends (N - 1) 
 from each process, twice as much for an all-reduce. Replicas are groups of processes that each hold
 the student once: weights are gathered within a group, and gradients added up over groups.
 
-A shared teacher is an estimate for comparison: `setup.sharding` holds teachers whole.
+A shared teacher has units as the student, each gathered once a pass. Its root is freed after the
+pass, so a head that is read in chunks is copied.
 
 Design: FSDP2 divides each weight along its first axis into equal shares, the last one padded.
 Weights are gathered in the precision in which they are kept. A unit that the forward pass does not
@@ -91,7 +92,9 @@ class StageSizes:
     teacher: tuple[Unit, ...]
     """Units of the teacher, the root first; none if no model teaches."""
     teacher_copies: int = 0
-    """Bytes of weights that the teacher keeps in lower precision beside its own."""
+    """Bytes of weights that the teacher keeps in lower precision beside its own, if it is whole."""
+    teacher_head: int = 0
+    """Bytes of the teacher's head where it is read in chunks; a shared teacher copies it."""
     moments: int
     """Numbers of optimizer state a weight."""
     micro_batches: int = 1
@@ -231,6 +234,7 @@ def _fully_sharded(
         gathered=_held(sizes.student, num_shares) + whole_gradients,
         teacher=sum(weight.share(num_shares) for weight in _weights(sizes.teacher))
         + _held(sizes.teacher, num_shares)
+        + sizes.teacher_head
         if is_teacher_shared
         else _whole_teacher(sizes),
         activations=passes.activations,

@@ -40,6 +40,10 @@ def _is_single(parallel: str) -> bool:
     return parallel == "none"
 
 
+def _is_whole(teacher_parallel: str) -> bool:
+    return teacher_parallel == "whole"
+
+
 def _is_one(replicas: int) -> bool:
     return replicas == 1
 
@@ -74,6 +78,12 @@ class TrainingSettings:
     would fill more than half of a process's memory, else `ddp`. Without a launcher there is one
     process; `none` refuses several. The loss is that of the whole batch, so results agree with one
     process within rounding, but for dropout and batch statistics."""
+    teacher_parallel: Literal["whole", "fsdp2"] = Field(default="whole", exclude_if=_is_whole)
+    """The teacher in several processes: `whole` in each, or with `fsdp2` a share of its weights in
+    each, which needs `parallel: fsdp2`. `parallel: auto` takes `fsdp2` for a teacher that alone
+    would fill more than half of a process's memory, unless there is a start. Results do not change;
+    the teacher's blocks are gathered for every pass, and it stays whole only in the memory where it
+    was loaded."""
     replicas: int = Field(default=1, gt=0, exclude_if=_is_one)
     """Number of groups of processes that each hold the student once, with `parallel: fsdp2`.
     Weights are gathered inside of a group, as of the GPUs of a machine, and gradients are added up
@@ -146,6 +156,11 @@ class TrainingSettings:
                 f"'replicas' has no effect with parallel={self.parallel!r}, where each process "
                 f"holds the student whole; choose 'fsdp2', or remove it (got {self.replicas})"
             )
+        if self.teacher_parallel != "whole" and self.parallel != "fsdp2":
+            raise SpecError(
+                f"'teacher_parallel' must be 'whole' with parallel={self.parallel!r}; got "
+                f"{self.teacher_parallel!r}; 'parallel: fsdp2' divides student and teacher"
+            )
         if isinstance(self.on_divergence, RollBack) and self.save_every is None:
             raise SpecError(
                 "'save_every' must be set where 'on_divergence' rolls back to a checkpoint; got "
@@ -185,6 +200,10 @@ class TrainingSettings:
         }
         if self.parallel == "fsdp2":
             features["fsdp2"] = f"'{path}parallel=fsdp2'"
+        if self.teacher_parallel == "fsdp2":
+            features["teacher_parallel"] = f"'{path}teacher_parallel=fsdp2'"
+        if self.prefetch == "targets":
+            features["prefetch targets"] = f"'{path}prefetch=targets'"
         reaction = self.on_divergence
         if reaction.kind != "stop":
             features[reaction.kind] = f"'{path}on_divergence.kind={reaction.kind}'"

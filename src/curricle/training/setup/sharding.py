@@ -1,4 +1,4 @@
-"""Placement of a run in several processes that hold the student in shares.
+"""Placement of a run in several processes that hold the student, and the teacher, in shares.
 
 `fully_shard` (FSDP2) divides weights, gradients and the state of the optimizer among the processes.
 The weights of a block are gathered right before it runs, and freed after it; blocks behind the
@@ -9,6 +9,11 @@ the student itself is without weights meanwhile. `fully_shard` changes modules i
 way back, while a run returns the very module that it was given, whole and as it was. Binding and
 closed-form starts come before and find whole weights. The optimizer is made after: a pass before it
 would leave it the wrong tensors.
+
+A teacher is divided in the same way, but before it is placed: its copy has tensors of its own, and
+is moved to the device block by block, so that no device ever holds it whole. The teacher itself
+stays as it is, in the memory where it was loaded. Its passes have no gradient, so each frees what
+it gathers.
 
 An early exit is caught inside of the outermost module, which is the root: an exception through it
 would skip the work after the pass. The root keeps its weights gathered from a pass to its backward
@@ -22,15 +27,17 @@ References:
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from curricle.errors import BindError
+from curricle.models.dispatching import is_dispatched
 from curricle.models.hooked import HookedModel
 from curricle.models.hooked_forward import HookedForward, PlainCall
 from curricle.models.shape_passes import block_paths
@@ -38,6 +45,25 @@ from curricle.models.shares import is_share, whole
 from curricle.models.tapped import TappedModel
 from curricle.training.setup.placement import Device, Placement, find_placement, kind_of
 from curricle.training.setup.processes import Processes, hooked, is_launched
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Role:
+    """Words of the sentences about a model that cannot be divided."""
+
+    name: str
+    """Argument with the model."""
+    setting: str
+    """Setting that divides it."""
+    remedy: str
+    """Setting that does not."""
+
+
+STUDENT = _Role(name="'student'", setting="parallel='fsdp2'", remedy="parallel='ddp'")
+TEACHER = _Role(
+    name="'teacher'", setting="teacher_parallel='fsdp2'", remedy="teacher_parallel='whole'"
+)
 
 
 @final
@@ -82,7 +108,7 @@ class ShardedModule(nn.Module):
 
 @final
 class FullyShard(Processes):
-    """Processes that each hold a share of the student, and the teacher whole."""
+    """Processes that each hold a share of the student, and the teacher whole or a share of it."""
 
     def __init__(self, kind: str, timeout: float, replicas: int = 1) -> None:
         """Join the group of processes.
@@ -120,10 +146,9 @@ class FullyShard(Processes):
         Raises:
             BindError: If the model cannot be divided.
         """
-        divided = _copied(hooked(model))
+        tensors = [*model.module.parameters(), *model.module.buffers()]
+        divided = self._divided(hooked(model), {id(item): item for item in tensors}, STUDENT)
         parameters = list(model.module.parameters())
-        _check(divided.module)
-        divided.wrap(lambda outermost: _shard(divided, outermost, self._mesh))
         for parameter in parameters:
             parameter.data = parameter.data.new_empty(0)
         yield divided
@@ -131,6 +156,41 @@ class FullyShard(Processes):
         shares = list(divided.module.parameters())
         for parameter, share in zip(parameters, shares, strict=True):
             parameter.data = whole(share)
+
+    def divided(self, model: TappedModel) -> TappedModel:
+        """Return a copy of a teacher whose weights are divided among the processes.
+
+        The teacher keeps its own weights where they are.
+
+        Args:
+            model: The teacher, whole and alike in all processes.
+
+        Raises:
+            BindError: If the teacher cannot be divided.
+        """
+        whole_model = hooked(model, "'teacher_parallel' must be 'whole' for a teacher")
+        if is_dispatched(model.module):
+            raise BindError(
+                "'teacher' must be in one place to be divided by teacher_parallel='fsdp2'; its "
+                "'device_map' has put it on several; load the model without one"
+            )
+        # Frozen: FSDP2 would reserve memory for gradients. Detached: what is moved to the device,
+        # and freed again when it is divided, is not the teacher's own tensor.
+        tensors: dict[int, Tensor] = {
+            id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+            for weight in model.module.parameters()
+        }
+        tensors |= {id(buffer): buffer.detach().clone() for buffer in model.module.buffers()}
+        return self._divided(whole_model, tensors, TEACHER)
+
+    def _divided(
+        self, model: HookedModel, tensors: Mapping[int, Tensor], role: _Role
+    ) -> HookedModel:
+        """Return a copy in shares of a model; see `_copied`."""
+        divided = _copied(model, tensors, role)
+        _check(divided.module, role)
+        divided.wrap(lambda outermost: _shard(divided, outermost, self._mesh))
+        return divided
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         """Scale gradients down to a largest norm, that of shares and of whole gradients."""
@@ -171,19 +231,23 @@ class FullyShard(Processes):
         yield unsummed
 
 
-def _copied(model: HookedModel) -> HookedModel:
-    """Return a model with copied modules and the very parameters and buffers.
+def _copied(model: HookedModel, tensors: Mapping[int, Tensor], role: _Role) -> HookedModel:
+    """Return a model with copied modules and other parameters and buffers.
+
+    Args:
+        model: The model.
+        tensors: Tensors of the copy, by the `id` of the model's own.
+        role: Role of the model.
 
     Raises:
         BindError: If it cannot be copied.
     """
-    tensors = [*model.module.parameters(), *model.module.buffers()]
     try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        return copy.deepcopy(model, dict[int, Any](tensors))
     except (RuntimeError, TypeError) as error:
         raise BindError(
-            f"'student' must be a module that copy.deepcopy can copy for parallel='fsdp2'; "
-            f"torch says: {error}; parallel='ddp' copies nothing"
+            f"{role.name} must be a module that copy.deepcopy can copy for {role.setting}; "
+            f"torch says: {error}; {role.remedy} copies nothing"
         ) from error
 
 
@@ -215,7 +279,7 @@ def unit_paths(model: TappedModel) -> tuple[str, ...]:
     return tuple(path for path in block_paths(model) if is_apart(path))
 
 
-def _check(module: nn.Module) -> None:
+def _check(module: nn.Module, role: _Role) -> None:
     """Check that weights can be divided.
 
     Raises:
@@ -225,16 +289,16 @@ def _check(module: nn.Module) -> None:
     for name, weight in module.named_parameters():
         if not weight.ndim:
             raise BindError(
-                f"'student' must have weights with an axis to be divided by parallel='fsdp2'; "
-                f"{name!r} is a scalar; give it the shape (1,), or set parallel='ddp'"
+                f"{role.name} must have weights with an axis to be divided by {role.setting}; "
+                f"{name!r} is a scalar; give it the shape (1,), or set {role.remedy}"
             )
         if weight.requires_grad:
             dtypes.setdefault(weight.dtype, name)
     if len(dtypes) > 1:
         names = " and ".join(f"{name!r} is {dtype}" for dtype, name in dtypes.items())
         raise BindError(
-            f"'student' must have trained weights of one type for parallel='fsdp2'; {names}; "
-            f"set parallel='ddp'"
+            f"{role.name} must have trained weights of one type for {role.setting}; {names}; "
+            f"set {role.remedy}"
         )
 
 

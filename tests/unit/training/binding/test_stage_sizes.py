@@ -148,3 +148,23 @@ def test_a_teacher_in_bfloat16_keeps_copies_of_its_linear_maps() -> None:
 def test_data_of_a_stream_fit() -> None:
     ((_, passes),) = measured(layers((1, 1)), parity().batch(0))
     assert passes.activations > 0
+
+
+def test_the_head_of_a_teacher_counts_where_it_is_read_in_chunks() -> None:
+    with seeding.scoped(0, "models"):
+        modules = [nn.Sequential(nn.Linear(6, width), nn.Linear(width, 2)) for width in (5, 16)]
+    student, teacher = (HookedModel(module, blocks=["0"], head="1") for module in modules)
+    heads = []
+    for chunk in (8, None):
+        probe = SizeProbe(
+            student,
+            teacher,
+            optimizer=AdamW(learning_rate=1e-3),
+            settings=TrainingSettings(),
+        )
+        objective = curricle.MatchLogits(chunk=chunk)
+        (stage,) = curricle.one_shot(total="4 steps", objective=objective).stages
+        sizes, _ = probe.measure(stage, [Batch(inputs=torch.zeros(EXAMPLES, 6))])
+        heads.append(sizes.teacher_head)
+    # Weight and bias of the map from the teacher's width to two classes.
+    assert heads == [4 * (16 + 1) * 2, 0]

@@ -1,5 +1,6 @@
 """An automatic start is the first that can be bound, with the reasons against the others."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -87,3 +88,23 @@ def test_an_automatic_start_counts_as_the_one_that_was_taken() -> None:
     assert declared.warm_start is not None
     assert automatic.warm_start.declared == declared.warm_start.declared
     assert automatic.plans == declared.plans
+
+
+def in_shares() -> LiveTeacher:
+    """Return a teacher that runs as a copy, as one in shares does."""
+    return LiveTeacher(mlp(16, seed=1)).divided(copy.deepcopy)
+
+
+def test_a_teacher_in_shares_leaves_the_student_as_drawn() -> None:
+    chosen = choose_start(
+        AutoStart(), mlp(5), in_shares(), stream=parity(), seed=0, placement=SingleDevice("cpu")
+    )
+    assert chosen.start is None
+    note = "'init' 'auto' leaves the student as drawn, since the teacher is in shares"
+    assert chosen.notes == (note,)
+
+
+def test_a_start_from_a_teacher_in_shares_is_refused() -> None:
+    message = "'init' must be None with teacher_parallel='fsdp2', .*; got 'random'; set teacher_par"
+    with pytest.raises(BindError, match=message):
+        bound(one_shot(total="20 steps", init="random"), teacher=in_shares())

@@ -3,6 +3,8 @@
 `tests/integration/test_communication.py` compares them with the bytes that processes send.
 """
 
+from dataclasses import replace
+
 from curricle.training.setup.rank_costs import (
     Parallel,
     Passes,
@@ -139,3 +141,19 @@ def test_replicas_gather_within_their_group_and_add_up_gradients_over_groups() -
     share = 4 * (BLOCKS + 2) * WIDTH**2 // 2
     assert plan.all_reduced == share
     assert plan.sent == group.sent + 2 * share * 3 // 4
+
+
+def test_a_shared_teacher_copies_a_head_that_is_read_in_chunks() -> None:
+    block = Unit(weights=(weight(WIDTH, WIDTH, trained=False),))
+    plans = [
+        rank_costs(
+            replace(sizes(teacher=(block,)), teacher_head=head),
+            NO_PASSES,
+            parallel="fsdp2",
+            num_processes=2,
+            is_teacher_shared=is_shared,
+        ).teacher
+        for is_shared in (False, True)
+        for head in (0, 100)
+    ]
+    assert (plans[1] - plans[0], plans[3] - plans[2]) == (0, 100)

@@ -5,7 +5,7 @@ Several processes are in `tests/integration/test_processes.py`.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, final
+from typing import Any, NoReturn, final
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 
 from curricle import seeding
 from curricle.errors import BindError, SpecError
+from curricle.models.dispatching import HOOK
 from curricle.models.hooked import HookedModel
 from curricle.models.shares import is_sharded, is_share, whole
 from curricle.training.setup.placement import HOST
@@ -244,3 +245,72 @@ def test_without_a_group_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -
 def test_replicas_that_do_not_divide_the_processes_are_refused() -> None:
     with pytest.raises(BindError, match=r"'replicas' must divide the 1 processes .*; got 2"):
         FullyShard("cpu", 60.0, replicas=2)
+
+
+def test_a_teacher_keeps_its_weights_beside_its_copy_in_shares(
+    placement: FullyShard, model: HookedModel
+) -> None:
+    parameters = list(model.module.parameters())
+    before = [weight.detach().clone() for weight in parameters]
+    inputs = drawn(5, 4)
+    divided = placement.divided(model)
+    with torch.no_grad(), divided.open_taps([divided.place(0)], logits=True) as forward:
+        logits = forward(inputs).logits
+    assert logits is not None
+    torch.testing.assert_close(logits, model.module(inputs), rtol=0, atol=0)
+    # In shares again after the pass, and without gradients.
+    assert all(is_share(weight) for weight in divided.module.parameters())
+    assert not any(weight.requires_grad for weight in divided.module.parameters())
+    assert list(model.module.parameters()) == parameters
+    assert all(map(torch.equal, parameters, before))
+
+
+def test_tied_weights_of_a_teacher_are_one_share(placement: FullyShard, model: HookedModel) -> None:
+    model.module.get_submodule("1").weight = model.module.get_submodule("0").weight
+    divided = placement.divided(model).module
+    assert divided.get_submodule("1").weight is divided.get_submodule("0").weight
+
+
+def test_a_scalar_weight_of_a_teacher_is_refused(placement: FullyShard) -> None:
+    module = nn.Linear(2, 2)
+    module.scale = nn.Parameter(torch.tensor(1.0))
+    message = (
+        r"'teacher' must have weights with an axis .* teacher_parallel='fsdp2'; 'scale' is a "
+        r"scalar; .*, or set teacher_parallel='whole'"
+    )
+    with pytest.raises(BindError, match=message):
+        placement.divided(HookedModel(module))
+
+
+def test_a_teacher_that_runs_its_module_itself_is_refused(placement: FullyShard) -> None:
+    message = (
+        "'teacher_parallel' must be 'whole' for a teacher that runs its module itself; got 'Fore"
+    )
+    with pytest.raises(BindError, match=message):
+        placement.divided(Foreign())
+
+
+def test_a_teacher_that_accelerate_has_placed_is_refused(
+    placement: FullyShard, model: HookedModel
+) -> None:
+    vars(model.module.get_submodule("1"))[HOOK] = object()
+    with pytest.raises(BindError, match=r"'teacher' must be in one place .* its 'device_map' h"):
+        placement.divided(model)
+
+
+def test_a_teacher_in_shares_needs_a_student_in_shares() -> None:
+    message = "'teacher_parallel' must be 'whole' with parallel='ddp'; got 'fsdp2'; 'parallel: fsd"
+    with pytest.raises(SpecError, match=message):
+        TrainingSettings(parallel="ddp", teacher_parallel="fsdp2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"compile": "teacher"}, "compile=teacher"), ({"prefetch": "targets"}, "prefetch=targets")],
+)
+def test_what_would_gather_a_teacher_out_of_order_is_refused(
+    settings: dict[str, Any], name: str
+) -> None:
+    message = f"'teacher_parallel=fsdp2' cannot be used with '{name}': "
+    with pytest.raises(SpecError, match=message):
+        TrainingSettings(parallel="fsdp2", teacher_parallel="fsdp2", **settings)

@@ -1,5 +1,8 @@
 """Placement by size: bytes of training, the limit, agreement of processes."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -78,3 +81,32 @@ def test_processes_of_a_machine_divide_its_memory(monkeypatch: pytest.MonkeyPatc
     assert HOST.memory_bytes == 250
     monkeypatch.setattr("curricle.training.setup.placement.memory_limit", lambda: None)
     assert HOST.memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    # 440 bytes of the teacher; the student is divided in all cases.
+    ("memory", "changes", "has_start", "teacher_parallel"),
+    [
+        (879, {}, False, "fsdp2"),
+        (880, {}, False, "whole"),
+        (879, {}, True, "whole"),
+        (879, {"compile": "teacher"}, False, "whole"),
+    ],
+)
+def test_a_teacher_is_divided_if_it_takes_more_than_half_of_the_memory(
+    student: nn.Module,
+    memory: int,
+    changes: dict[str, Any],
+    *,
+    has_start: bool,
+    teacher_parallel: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SingleDevice, "memory_bytes", memory)
+    monkeypatch.setattr(SingleDevice, "num_processes", 2)
+    with seeding.scoped(0, "test"):
+        teacher = nn.Linear(10, 10)
+    chosen = settings_by_size(
+        replace(AUTO, **changes), student, teacher, ADAMW, has_start=has_start
+    )
+    assert (chosen.parallel, chosen.teacher_parallel) == ("fsdp2", teacher_parallel)
