@@ -90,8 +90,16 @@ Processes = Annotated[
 ]
 
 
-def main() -> None:
+def print_mistake(_: CurricleError, sentence: str) -> None:
+    """Print the sentence of a user's mistake."""
+    print(f"curricle: {sentence}", file=sys.stderr)
+
+
+def main(report: Callable[[CurricleError, str], None] = print_mistake) -> None:
     """Run the command line; a user's mistake is one line and exit code 2.
+
+    Args:
+        report: Receives a user's mistake and its sentence.
 
     Raises:
         SystemExit: Always, with the exit code.
@@ -108,7 +116,7 @@ def main() -> None:
     except CurricleError as error:
         bar.close()
         # Messages of other libraries inside a sentence may have several lines.
-        print(f"curricle: {visible(' '.join(str(error).split()))}", file=sys.stderr)
+        report(error, visible(" ".join(str(error).split())))
         sys.exit(2)
     finally:
         bar.close()
