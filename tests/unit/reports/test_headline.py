@@ -239,7 +239,8 @@ def test_a_tie_is_equal_and_not_best(tmp_path: Path, write_run: WriteRun) -> Non
 def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: WriteRun) -> None:
     for method, scales in (("extraction", (1.4, 0.7)), ("one_shot", (0.9, 1.1))):
         for seed, scale in enumerate(scales):
-            path = write_run(tmp_path / f"students/{method}/seed-{seed}", {40: 0.95}, seed=seed)
+            measured = {20: 0.1 * seed, 40: 0.95}
+            path = write_run(tmp_path / f"students/{method}/seed-{seed}", measured, seed=seed)
             records = path / "records.jsonl"
             text = records.read_text().replace('"seconds": 20.0', f'"seconds": {20 * scale}')
             edit_records(records, text)
@@ -263,7 +264,7 @@ def test_a_loss_inside_the_noise_is_no_defeat(tmp_path: Path, write_run: WriteRu
 def test_a_bound_inside_the_noise_is_undecided(tmp_path: Path, write_run: WriteRun) -> None:
     for seed, step in enumerate((10, 90)):
         write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
-        write_run(tmp_path / f"students/one_shot/seed-{seed}", {60: 0.5}, seed=seed)
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", {60: 0.5 + 0.1 * seed}, seed=seed)
     # 500 on average against 600, but 100 and 900 alone.
     sentence = "one_shot did not reach it in 600 examples, no measurable difference"
     assert sentence in headline(_summary(tmp_path))

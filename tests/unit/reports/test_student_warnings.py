@@ -90,7 +90,7 @@ def test_a_metric_without_a_direction_warns_of_nothing(tmp_path: Path, write_run
 def test_without_a_strategy_without_teacher_nothing_is_below(
     tmp_path: Path, write_run: WriteRun
 ) -> None:
-    told = warnings(write_run, tmp_path, {STRATEGY: [0.5, 0.5], "one_shot": [0.6, 0.6]})
+    told = warnings(write_run, tmp_path, {STRATEGY: [0.5, 0.51], "one_shot": [0.6, 0.61]})
     assert told == {STRATEGY: (), "one_shot": ()}
 
 
