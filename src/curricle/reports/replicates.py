@@ -44,7 +44,8 @@ def replicates_note(runs: Sequence[Run]) -> list[str]:
     """
     if len(replicates(runs)) == len(runs):
         return []
-    return [
-        f"all {len(runs)} seeds recorded the same losses and metrics and are no replicates, "
-        f"since nothing in the run depends on its seed; they count as one, without an interval"
-    ]
+    note = (
+        f"all {len(runs)} seeds recorded the same losses and metrics and are no replicates, since "
+        f"nothing in the run depends on its seed; they count as one, without an interval"
+    )
+    return [note]

@@ -30,9 +30,10 @@ def test_seeds_that_repeat_one_run_have_no_interval(summary: Summary) -> None:
 
 
 def test_a_note_says_that_the_seeds_are_no_replicates(summary: Summary) -> None:
-    assert summary.notes == (
+    (note,) = summary.notes
+    assert note == (
         "same: all 3 seeds recorded the same losses and metrics and are no replicates, since "
-        "nothing in the run depends on its seed; they count as one, without an interval",
+        "nothing in the run depends on its seed; they count as one, without an interval"
     )
 
 

@@ -205,7 +205,10 @@ class NoteLine:
             # Later strategies are not known yet, so any other note may be of this one alone.
             is_clear = is_shared or (has_subject(note) and not self._is_comparison)
             line = note if is_clear else f"{owner}: {note}"
-            self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
+            # Notes are facts, not warnings.
+            self._console.print(
+                visible(line), soft_wrap=True, markup=False, emoji=False, style="dim"
+            )
 
 
 @final
