@@ -197,12 +197,17 @@ def plan(
 
 
 def _plan_ranks(spec: "RunSpec", runs: "Sequence[StudentRun]", world_size: int) -> None:
-    """Print the tables of one process of each run."""
+    """Print the tables of one process of each run, and their notes."""
     from curricle.reports.tables import to_rich
     from curricle.runs.rank_plans import planned_ranks
 
+    notes: dict[str, None] = {}
     for run in runs:
-        console.print(to_rich(planned_ranks(spec, run, world_size).grid(), leading=1))
+        ranks = planned_ranks(spec, run, world_size)
+        console.print(to_rich(ranks.grid(), leading=1))
+        notes |= dict.fromkeys(ranks.notes)
+    for note in notes:
+        print_line(note)
 
 
 @app.command()

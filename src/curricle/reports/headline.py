@@ -132,7 +132,7 @@ def _goal(summary: Summary) -> str:
 def _amount(method: MethodSummary, cost: str) -> str:
     """Return the mean cost of a strategy to the goal, with its interval and unit."""
     numbers = (getattr(method.to_goal, cost), getattr(method.to_goal_ci95, cost))
-    return f"{with_interval(*numbers)} {UNITS[cost]}"
+    return f"{'at most ' * method.is_bound}{with_interval(*numbers)} {UNITS[cost]}"
 
 
 def _shortened(clauses: Sequence[str]) -> list[str]:

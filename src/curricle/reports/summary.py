@@ -120,6 +120,8 @@ class SeedSummary:
     """Cost of the run."""
     complete: bool
     """Whether the run reached its end."""
+    is_bound: bool = False
+    """Whether `to_goal` is an upper bound, since the run was evaluated once."""
 
 
 @final
@@ -178,6 +180,14 @@ class MethodSummary:
             return {seed: getattr(costs, name) for seed, costs in reached.items()}
         # The strategy whose final value is the goal costs its whole runs.
         return {seed.seed: seed.usage[name] for seed in self.counted if seed.complete}
+
+    @property
+    def is_bound(self) -> bool:
+        """Return whether the cost to the goal is an upper bound.
+
+        So it is where a run was evaluated once, which reached the goal at any time before.
+        """
+        return any(seed.is_bound for seed in self.counted)
 
     @property
     def costs_whole_runs(self) -> bool:
@@ -502,6 +512,7 @@ def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:
         to_goal=None if first is None else _costs(first.usage),
         usage=plain(run.usage) | {"total_flops": run.usage.total_flops},
         complete=run.is_complete,
+        is_bound=first is not None and len(measured) == 1,
     )
 
 

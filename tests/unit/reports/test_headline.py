@@ -7,6 +7,7 @@ import pytest
 from curricle.reports.headline import MOST_NAMED, headline
 from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary, summarize
+from curricle.reports.tables import seed_grid, summary_grid
 from curricle.runs.compare import Comparison
 from tests.parts import edit_records
 
@@ -111,8 +112,9 @@ def test_equal_costs_are_told_together(
 
 def test_equal_means_over_seeds_are_told_together(tmp_path: Path, write_run: WriteRun) -> None:
     for seed, (step, other) in enumerate(((40, 60), (60, 40), (50, 50))):
-        write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
-        write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
+        write_run(tmp_path / f"students/extraction/seed-{seed}", {5: 0.5, step: 0.95}, seed=seed)
+        other_measured = {5: 0.5, other: 0.95}
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", other_measured, seed=seed)
     line = headline(_summary(tmp_path))
     assert line == (
         "extraction and one_shot reached 90 % accuracy after 500 ± 248 examples each; "
@@ -251,10 +253,21 @@ def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: Writ
     assert "fewer" not in line
 
 
+def test_the_cost_to_a_goal_is_a_bound_where_runs_are_evaluated_once(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {40: 0.95})
+    summary = _summary(tmp_path)
+    assert headline(summary).startswith("extraction reached 90 % accuracy after at most 400 ex")
+    assert summary_grid(summary).rows[0][2:5] == ("≤ 400", "≤ 4k", "≤ 16k")
+    assert seed_grid(summary).rows[0][3:5] == ("≤ 400", "≤ 16k")
+
+
 def test_a_loss_inside_the_noise_is_no_defeat(tmp_path: Path, write_run: WriteRun) -> None:
     for seed, (step, other) in enumerate(((90, 60), (40, 50))):
-        write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
-        write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
+        measured, other_measured = {5: 0.5, step: 0.95}, {5: 0.5, other: 0.95}
+        write_run(tmp_path / f"students/extraction/seed-{seed}", measured, seed=seed)
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", other_measured, seed=seed)
     line = headline(_summary(tmp_path))
     assert line.startswith("one_shot reached 90 % accuracy after 550 ± 635 examples; extraction")
     assert "± 635 examples, no measurable difference; extraction and one_shot have the same" in line

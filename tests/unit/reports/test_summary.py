@@ -147,6 +147,7 @@ def test_written_json_has_the_promised_form(comparison: Path, tmp_path: Path) ->
             "total_flops": 120_000,
         },
         "complete": True,
+        "is_bound": False,
     }
 
 

@@ -103,7 +103,7 @@ def test_a_teacher_in_shares_leaves_the_student_as_drawn() -> None:
         AutoStart(), mlp(5), in_shares(), stream=parity(), seed=0, placement=SingleDevice("cpu")
     )
     assert chosen.start is None
-    note = "'init' 'auto' leaves the student as drawn, since the teacher is in shares"
+    note = "the student begins as drawn, since the teacher is in shares"
     assert chosen.notes == (note,)
 
 
