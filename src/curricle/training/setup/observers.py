@@ -147,15 +147,13 @@ class ProgressBar:
         # alone shows it.
         if isinstance(record, EndRecord) and record.usage.steps < self._num_steps:
             self._end = "goal reached"
-            self._progress.update(self._bar, total=record.usage.steps)
-        # Steps that an early end saves may go to the last stage, whose plan they exceed.
-        if record.usage.steps > self._num_steps:
             self._num_steps = record.usage.steps
-            self._progress.update(self._bar, total=self._num_steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
         self._progress.update(
             self._bar,
             completed=record.usage.steps,
+            # Steps that an early end saves may go to the last stage, whose plan they exceed.
+            total=max(self._num_steps, record.usage.steps),
             note=visible(note),
             visible=not (self._is_transient and isinstance(record, EndRecord)),
         )
