@@ -105,7 +105,9 @@ def test_failed_steps_are_counted_over_the_seeds_with_the_place_of_their_batches
 ) -> None:
     for seed, (skipped, roll_backs) in enumerate([(0, 0), (3, 0), (1, 2)]):
         folder = tmp_path / "students" / STRATEGY / f"seed-{seed}"
-        write_run(folder, {10: 0.9}, seed=seed, skipped_steps=skipped, roll_backs=roll_backs)
+        write_run(
+            folder, {10: 0.9 + 0.01 * seed}, seed=seed, skipped_steps=skipped, roll_backs=roll_backs
+        )
     (strategy,) = summarize(load_runs([tmp_path])).methods.values()
     assert strategy.notes == (
         (

@@ -63,9 +63,7 @@ def test_a_student_that_no_start_fits_stays_as_drawn_and_the_reasons_are_noted()
 def test_stored_targets_leave_the_student_as_drawn() -> None:
     found = choice(mlp(5))
     assert found.start is None
-    assert found.notes == (
-        "the student begins as drawn, since stored targets have no weights",
-    )
+    assert found.notes == ("the student begins as drawn, since stored targets have no weights",)
 
 
 def test_a_declared_start_that_does_not_fit_is_an_error() -> None:
