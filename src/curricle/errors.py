@@ -102,6 +102,17 @@ def short_reason(error: Exception) -> str:
     return " ".join(reason(error).split())[:LONGEST_REASON]
 
 
+def rule(error: CurricleError) -> str:
+    """Return the rule of an error sentence, without the actual value and the remedy.
+
+    For a note on something that was tried and does not apply, which is no mistake.
+
+    Args:
+        error: The error.
+    """
+    return str(error).partition(";")[0]
+
+
 def loading_hint(argument: object, loader: str = "AutoModel") -> str:
     """Return the end of an error sentence for a name in the place of the object that it names.
 

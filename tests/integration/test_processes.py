@@ -160,6 +160,16 @@ def test_the_command_line_divides_batches_among_processes(
     torch.testing.assert_close(divided, commanded, rtol=0, atol=1e-5)
 
 
+def test_a_mistake_in_several_processes_ends_with_one_sentence(tmp_path: Path) -> None:
+    pairs = ["--set", "curriculum.pairs=[{student: 5, teacher: 1}]"]
+    divided = run_command(["-m", "curricle"], tmp_path, [*pairs, "--nproc", "2"])
+    alone = run_command(["-m", "curricle"], tmp_path, pairs)
+    assert divided.returncode == alone.returncode == 2
+    assert divided.stderr.count("student's tap 5") == 1
+    assert divided.stderr.endswith(alone.stderr)
+    assert "Traceback" not in divided.stderr
+
+
 def test_torchrun_restarts_a_run_whose_process_was_killed_or_hangs(
     commanded: dict[str, Tensor], tmp_path: Path
 ) -> None:

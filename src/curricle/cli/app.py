@@ -90,8 +90,16 @@ Processes = Annotated[
 ]
 
 
-def main() -> None:
+def print_mistake(_: CurricleError, sentence: str) -> None:
+    """Print the sentence of a user's mistake."""
+    print(f"curricle: {sentence}", file=sys.stderr)
+
+
+def main(report: Callable[[CurricleError, str], None] = print_mistake) -> None:
     """Run the command line; a user's mistake is one line and exit code 2.
+
+    Args:
+        report: Receives a user's mistake and its sentence.
 
     Raises:
         SystemExit: Always, with the exit code.
@@ -108,7 +116,7 @@ def main() -> None:
     except CurricleError as error:
         bar.close()
         # Messages of other libraries inside a sentence may have several lines.
-        print(f"curricle: {visible(' '.join(str(error).split()))}", file=sys.stderr)
+        report(error, visible(" ".join(str(error).split())))
         sys.exit(2)
     finally:
         bar.close()
@@ -189,12 +197,17 @@ def plan(
 
 
 def _plan_ranks(spec: "RunSpec", runs: "Sequence[StudentRun]", world_size: int) -> None:
-    """Print the tables of one process of each run."""
+    """Print the tables of one process of each run, and their notes."""
     from curricle.reports.tables import to_rich
     from curricle.runs.rank_plans import planned_ranks
 
+    notes: dict[str, None] = {}
     for run in runs:
-        console.print(to_rich(planned_ranks(spec, run, world_size).grid(), leading=1))
+        ranks = planned_ranks(spec, run, world_size)
+        console.print(to_rich(ranks.grid(), leading=1))
+        notes |= dict.fromkeys(ranks.notes)
+    for note in notes:
+        print_line(note)
 
 
 @app.command()

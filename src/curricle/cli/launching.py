@@ -1,22 +1,38 @@
-"""Commands in several processes of a launcher, which divide every batch among them."""
+"""Commands in several processes of a launcher, which divide every batch among them.
 
+As a program, `python -m curricle.cli.launching ARGUMENTS`, it is torchrun with another
+end: of a failure it prints one sentence, the last line, in the place of torchrun's traceback.
+
+Design: a process of the launcher (`cli.rank`) leaves its error sentence in the file that torchrun
+names for it, since all processes make the same mistake and each would print it.
+"""
+
+import json
+import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from curricle.errors import SpecError
+from curricle.errors import CurricleError, LostProcessError, SpecError, visible
 from curricle.training.setup import launchers
 
 if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
     from curricle.runs.spec import RunSpec
 
-LAUNCHER = "torch.distributed.run"
-"""Module of torchrun."""
+LAUNCHER, RANK = "curricle.cli.launching", "curricle.cli.rank"
+"""Modules of the launcher and of each of its processes."""
+MISTAKE = 2
+"""Exit code of a user's mistake."""
 
 
 def launch(number: int, arguments: Sequence[str]) -> None:
@@ -38,7 +54,7 @@ def launch(number: int, arguments: Sequence[str]) -> None:
             f"{launchers.num_processes()}; got {number}"
         )
     torchrun = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(number)]
-    line = [*torchrun, "-m", "curricle", *arguments]
+    line = [*torchrun, "-m", RANK, *arguments]
     sys.stdout.flush()
     if hasattr(os, "fork"):
         # The launcher takes the place of this process, so that signals reach it.
@@ -73,3 +89,80 @@ def refuse(number: int, command: str) -> None:
             f"'WORLD_SIZE' must be 1 for {command!r}, whose students are processes of their own by "
             f"'--jobs'; got {processes}; start it without torchrun, or unset WORLD_SIZE"
         )
+
+
+def leave_mistake(error: CurricleError, sentence: str, file: Path) -> None:
+    """Write a mistake of a process for the launcher, in torchrun's form.
+
+    Args:
+        error: The mistake.
+        sentence: Its sentence.
+        file: The file, which torchrun names in `TORCHELASTIC_ERROR_FILE`.
+    """
+    details = {
+        "py_callstack": sentence,
+        "timestamp": str(int(time.time())),
+        "is_consequence": isinstance(error, LostProcessError),
+    }
+    content = {"message": {"message": sentence, "extraInfo": details}}
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:
+    """Return the last line about failed processes, and the exit code of the command.
+
+    A process without a sentence has printed its traceback or was ended by a signal. That another
+    process misses it is a consequence, and of equal mistakes the sentence of the first process is
+    the fullest: it alone writes files.
+
+    Args:
+        failures: Failed processes by their number.
+    """
+    contents = {rank: failure.error_file_data["message"] for rank, failure in failures.items()}
+    reports = {rank: content for rank, content in contents.items() if isinstance(content, dict)}
+    mistakes = [
+        rank for rank in sorted(reports) if not reports[rank]["extraInfo"]["is_consequence"]
+    ]
+    silent = sorted(failures.keys() - reports, key=lambda rank: failures[rank].timestamp)
+    # The launcher ends the remaining processes by SIGTERM.
+    causes = [rank for rank in silent if failures[rank].exitcode not in (-signal.SIGTERM, 143)]
+    rank = [*mistakes, *causes, *sorted(reports), *silent][0]
+    if rank in reports:
+        # The launcher may have ended the process after its report.
+        return reports[rank]["message"], MISTAKE
+    code = failures[rank].exitcode
+    place = f"process {rank}, counted from 0,"
+    if code < 0:
+        return f"{place} was ended by {signal.Signals(-code).name}", 128 - code
+    return f"{place} ended with exit code {code}", code
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run torchrun; the last line about a failure is one sentence.
+
+    Args:
+        arguments: Arguments of torchrun.
+
+    Raises:
+        SystemExit: If a process has failed or a signal has ended the launcher, with the exit code.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # Their errors are in the sentence.
+    for name in ("api", "errors.error_handler"):
+        logger = logging.getLogger(f"torch.distributed.elastic.multiprocessing.{name}")
+        logger.setLevel(logging.CRITICAL)
+    try:
+        run.main(list(arguments))
+    except ChildFailedError as error:
+        sentence, code = failure_end(error.failures)
+        print(f"curricle: {visible(sentence)}", file=sys.stderr)
+        sys.exit(code)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

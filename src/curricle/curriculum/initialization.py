@@ -160,7 +160,8 @@ def _check_narrower(student_width: int, teacher_width: int, *, way: str) -> None
     if student_width > teacher_width:
         raise BindError(
             f"'init' by {way} needs a student no wider than its teacher; got widths "
-            f"{student_width} and {teacher_width}"
+            f"{student_width} and {teacher_width}; take 'random', which maps to any width, or a "
+            f"student of width {teacher_width} or less"
         )
 
 

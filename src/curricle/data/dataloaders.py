@@ -418,8 +418,8 @@ def _note(first: Batch) -> str:
         labels = f"with {kind} for each {owner}"
     count = f"as {first.positions[1]} positions" if first.has_positions else "as a whole"
     return (
-        f"data: each example counts {count}, {labels}, as in the first batch; 'positions' of "
-        f"curricle.stream declares otherwise"
+        f"data: examples are read {count}, {labels}, by the form of the first batch; "
+        f"curricle.stream(..., positions=...) declares it"
     )
 
 

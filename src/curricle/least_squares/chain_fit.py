@@ -243,7 +243,7 @@ def _obstacle(pair: ChainPair) -> str:
     if pair.following is None and outputs != teacher_outputs:
         return f"it has {outputs} outputs, the teacher's last map {teacher_outputs}"
     if outputs > teacher_outputs:
-        return f"it has {outputs} outputs, the teacher's {teacher_outputs}"
+        return f"it is wider than the teacher's map, with {outputs} and {teacher_outputs} outputs"
     return ""
 
 

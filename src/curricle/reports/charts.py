@@ -97,7 +97,7 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
                 else None
                 if seed.to_goal is None
                 else seed.to_goal.examples
-                for seed in method_summary.seeds
+                for seed in method_summary.counted
             }
             finite = {seed: number for seed, number in numbers.items() if number is not None}
             if len(finite) == len(numbers):

@@ -132,7 +132,7 @@ def _goal(summary: Summary) -> str:
 def _amount(method: MethodSummary, cost: str) -> str:
     """Return the mean cost of a strategy to the goal, with its interval and unit."""
     numbers = (getattr(method.to_goal, cost), getattr(method.to_goal_ci95, cost))
-    return f"{with_interval(*numbers)} {UNITS[cost]}"
+    return f"{'at most ' * method.is_bound}{with_interval(*numbers)} {UNITS[cost]}"
 
 
 def _shortened(clauses: Sequence[str]) -> list[str]:
@@ -359,6 +359,9 @@ def _seeds(summary: Summary) -> str:
     notes = [f"{span} seed{'' if largest == 1 else 's'} each"]
     if counts[:1] == [1] and len(summary.methods) > 1:
         notes.append("too few to measure noise" if largest == 1 else "one too few to measure noise")
+    repeated = [name for name, method in summary.methods.items() if not method.are_replicates]
+    if repeated:
+        notes.append(f"those of {_together(repeated)} repeat one run and measure no noise")
     if unfinished:
         notes.append(f"{unfinished} of {len(seeds)} runs incomplete")
     if summary.missing:

@@ -10,6 +10,7 @@ from typing import Final
 from curricle.metrics import ACCURACY, Direction, is_at_chance
 from curricle.reports.comparisons import verdict
 from curricle.reports.formatting import mean_text
+from curricle.reports.replicates import replicates
 from curricle.reports.run_folders import Run
 
 WORSE: Final[Mapping[Direction, str]] = {"higher": "less", "lower": "more"}
@@ -116,4 +117,5 @@ def _below(
 
 
 def _finals(runs: Sequence[Run], metric: str) -> dict[int, float]:
-    return {run.seed: run.end.metrics[metric] for run in runs if run.end is not None}
+    counted = replicates(runs)
+    return {run.seed: run.end.metrics[metric] for run in counted if run.end is not None}

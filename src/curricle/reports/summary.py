@@ -12,6 +12,7 @@ Rules that keep the comparison honest:
   reached it earlier.
 - The final metric is a mean over complete runs; with fewer than two there is no interval. Of a run
   that ended at its goal it is the value there.
+- Seeds that all repeat one run count as one, without an interval (see `replicates`).
 - Planned runs without records are named in `missing`.
 - Where the direction of the metric is unknown (`better` is None),
   no goal can be reached and no strategy is called best.
@@ -42,6 +43,7 @@ from curricle.reports.formatting import (
     metric_text,
 )
 from curricle.reports.gaps import GapClosed, gap_base, gap_closed
+from curricle.reports.replicates import replicates, replicates_note
 from curricle.reports.run_folders import Measurement, Run, grouped
 from curricle.reports.student_warnings import warnings_on_ends
 from curricle.values import plain, value
@@ -118,6 +120,8 @@ class SeedSummary:
     """Cost of the run."""
     complete: bool
     """Whether the run reached its end."""
+    is_bound: bool = False
+    """Whether `to_goal` is an upper bound, since the run was evaluated once."""
 
 
 @final
@@ -142,11 +146,20 @@ class MethodSummary:
     gap_closed: GapClosed | None = None
     """Share of the gap between `Summary.gap_base` and the teacher that it closes; None where that
     is undefined (see `gaps`)."""
+    are_replicates: bool = True
+    """Whether the seeds are draws of their own; if not, they count as one (see `replicates`)."""
+
+    @property
+    def counted(self) -> tuple[SeedSummary, ...]:
+        """Return the runs that count in means and intervals: of equal ones the first complete."""
+        if self.are_replicates:
+            return self.seeds
+        return tuple(seed for seed in self.seeds if seed.complete)[:1]
 
     @property
     def finals(self) -> dict[int, float]:
-        """Return the final metric of each complete run by its seed."""
-        return {seed.seed: seed.final[self.final.metric] for seed in self.seeds if seed.complete}
+        """Return the final metric of each complete run that counts, by its seed."""
+        return {seed.seed: seed.final[self.final.metric] for seed in self.counted if seed.complete}
 
     @property
     def final_text(self) -> str:
@@ -162,11 +175,19 @@ class MethodSummary:
         """
         if self.to_goal.examples is None:
             return {}
-        reached = {seed.seed: seed.to_goal for seed in self.seeds if seed.to_goal is not None}
-        if len(reached) == len(self.seeds):
+        reached = {seed.seed: seed.to_goal for seed in self.counted if seed.to_goal is not None}
+        if len(reached) == len(self.counted):
             return {seed: getattr(costs, name) for seed, costs in reached.items()}
         # The strategy whose final value is the goal costs its whole runs.
-        return {seed.seed: seed.usage[name] for seed in self.seeds if seed.complete}
+        return {seed.seed: seed.usage[name] for seed in self.counted if seed.complete}
+
+    @property
+    def is_bound(self) -> bool:
+        """Return whether the cost to the goal is an upper bound.
+
+        So it is where a run was evaluated once, which reached the goal at any time before.
+        """
+        return any(seed.is_bound for seed in self.counted)
 
     @property
     def costs_whole_runs(self) -> bool:
@@ -187,7 +208,7 @@ class MethodSummary:
             seed.seed: seed.usage[name]
             if seed.to_goal is None
             else getattr(seed.to_goal, name) or 0
-            for seed in self.seeds
+            for seed in self.counted
         }
 
 
@@ -382,7 +403,9 @@ def _gaps(
     if teacher is None or aim.better is None:
         return None, {}
     finals = {
-        name: {run.seed: run.end.metrics[aim.metric] for run in runs if run.end is not None}
+        name: {
+            run.seed: run.end.metrics[aim.metric] for run in replicates(runs) if run.end is not None
+        }
         for name, runs in groups.items()
     }
     base = gap_base(groups, finals, aim.better)
@@ -444,18 +467,25 @@ def _method_summary(
     gap: GapClosed | None,
 ) -> MethodSummary:
     seeds = tuple(_seed_summary(run, aim) for run in runs)
-    reached = [seed.to_goal for seed in seeds if seed.to_goal is not None]
-    costs = reached if len(reached) == len(seeds) else []
+    num_reached = sum(seed.to_goal is not None for seed in seeds)
+    counted = replicates(runs)
+    points = [_seed_summary(run, aim).to_goal for run in counted]
+    costs = [point for point in points if point is not None] if num_reached == len(seeds) else []
     if is_source and aim.goal is not None and not costs:
-        costs = [_costs(run.usage) for run in runs if run.is_complete]
+        costs = [_costs(run.usage) for run in counted if run.is_complete]
     return MethodSummary(
-        final=_final(runs, aim.metric),
+        final=_final(counted, aim.metric),
         to_goal=_over_seeds(costs, mean) if costs else Costs(),
         to_goal_ci95=_over_seeds(costs, half_width) if costs else Costs(),
-        reached=f"{len(reached)}/{len(seeds)}",
+        reached=f"{num_reached}/{len(seeds)}",
         seeds=seeds,
-        notes=(*dict.fromkeys(text for run in runs for text in run.opening.notes), *warnings),
+        notes=(
+            *dict.fromkeys(text for run in runs for text in run.opening.notes),
+            *replicates_note(runs),
+            *warnings,
+        ),
         gap_closed=gap,
+        are_replicates=len(counted) == len(runs),
     )
 
 
@@ -482,6 +512,7 @@ def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:
         to_goal=None if first is None else _costs(first.usage),
         usage=plain(run.usage) | {"total_flops": run.usage.total_flops},
         complete=run.is_complete,
+        is_bound=first is not None and len(measured) == 1,
     )
 
 

@@ -128,8 +128,12 @@ def _gap(method: MethodSummary, summary: Summary) -> list[str]:
 def _costs(method: MethodSummary) -> list[str]:
     if method.to_goal.examples is None:
         return [NOT_REACHED] * len(COSTS)
+    bound = "≤ " if method.is_bound else ""
     return [
-        with_interval(getattr(method.to_goal, name), getattr(method.to_goal_ci95, name), kind=name)
+        bound
+        + with_interval(
+            getattr(method.to_goal, name), getattr(method.to_goal_ci95, name), kind=name
+        )
         for name in COSTS
     ]
 
@@ -156,7 +160,8 @@ def seed_grid(summary: Summary) -> Grid:
 def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
     costs = seed.to_goal
     numbers = [] if costs is None else [costs.examples, costs.total_flops]
-    to_goal = [with_interval(number, None) for number in numbers] or [NOT_REACHED] * 2
+    bound = "≤ " if seed.is_bound else ""
+    to_goal = [f"{bound}{with_interval(number, None)}" for number in numbers] or [NOT_REACHED] * 2
     return (
         str(seed.seed),
         ", ".join(f"{name} {metric_text(name, number)}" for name, number in seed.final.items())

@@ -76,8 +76,16 @@ class Budget:
         return f"{self.number:g} {self.unit}"
 
 
+def _plain_flops(match: re.Match[str]) -> str:
+    """Return the end of a budget such as `GFLOPs` as `G flops`."""
+    prefix = match[1].upper()
+    return f"{'k' if prefix == 'K' else prefix} flops"
+
+
 def budget(text: object) -> object:
     """Return the fields of a budget written as `2.5M examples` or `30 seconds`.
+
+    FLOPs have their prefix at either word and any case: `10G flops`, `10 GFLOPs`.
 
     A `Budget` or its fields are returned as they are, for pydantic to judge.
 
@@ -89,7 +97,8 @@ def budget(text: object) -> object:
     match = re.fullmatch(rf"\s*({FRACTION})\s+(epochs?)\s*", str(text))
     if match is not None:
         return {"number": float(Fraction(match[1])), "unit": "epochs"}
-    match = re.fullmatch(rf"\s*({DECIMAL})\s*([kMGT]?)\s+(\w+)\s*", str(text))
+    plain = re.sub(r"(?i)([kMGT]?)flops?\s*$", _plain_flops, str(text))
+    match = re.fullmatch(rf"\s*({DECIMAL})\s*([kMGT]?)\s+(\w+)\s*", plain)
     try:
         number, suffix, unit = match.groups() if match is not None else ("", "", "")
         unit = "epochs" if unit == "epoch" else unit

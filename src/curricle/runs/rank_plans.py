@@ -7,7 +7,7 @@ Units: bytes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch.utils.data import DataLoader
@@ -48,6 +48,19 @@ COLUMNS = (
 )
 """Numbers of a row: attributes of `RankCosts`."""
 
+LEGEND = (
+    (
+        "parallel: 'none' is one process that computes on the whole batch, the others are one of "
+        "several; 'shared teacher' has the teacher in shares as well (teacher_parallel='fsdp2')"
+    ),
+    (
+        "memory: not counted are projections, adapters, the start (with 'fsdp2' each process holds "
+        "the student whole before the first step and after the last), and temporary memory inside "
+        "of blocks"
+    ),
+)
+"""Meaning of the rows and the limits of the numbers, one sentence each."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +81,7 @@ class StageRanks:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlan:
-    """Memory and communication of one process in each stage; its text is a table."""
+    """Memory and communication of one process in each stage; its text is a table with notes."""
 
     name: str
     """Name of the curriculum."""
@@ -76,6 +89,8 @@ class RankPlan:
     """Number of processes."""
     stages: tuple[StageRanks, ...]
     """The stages, in order."""
+    notes: tuple[str, ...] = LEGEND
+    """Facts about the data, where a spec names them, and the legend."""
 
     def grid(self) -> Grid:
         """Return one row a stage and division of the work."""
@@ -96,8 +111,8 @@ class RankPlan:
         )
 
     def __str__(self) -> str:
-        """Return the table."""
-        return to_markdown(self.grid()).replace("&lt;", "<")
+        """Return the table and the notes."""
+        return "\n".join([to_markdown(self.grid()).replace("&lt;", "<"), *self.notes])
 
 
 def _division(costs: RankCosts) -> str:
@@ -188,9 +203,11 @@ def planned_ranks(spec: RunSpec, student: StudentRun, world_size: int) -> RankPl
         is_stored=spec.targets is not None,
     )
     batches = micro_batch, _share(micro_batch, world_size, spec.engine.replicas)
-    return _planned(
+    plan = _planned(
         probe, curriculum, batches, world_size=world_size, replicas=spec.engine.replicas
     )
+    further = "plan: without '--world-size' it has stages, costs and the notes of a bound run"
+    return replace(plan, notes=(data.facts, *plan.notes, further))
 
 
 def _planned(

@@ -322,4 +322,7 @@ def test_a_plan_of_several_processes_prints_one_of_them(
     printed = capsys.readouterr().out
     assert "one_shot: one of 2 processes" in printed
     assert "sent a step" in printed
+    # The notes of all runs once, after the tables.
+    assert printed.count("memory: not counted are projections") == 1
+    assert printed.count("data: ") == 1
     assert not Path("run").exists()

@@ -466,9 +466,9 @@ def test_positions_are_decided_by_names_masks_and_labels(
         assert batch.labels is None or batch.labels[:1].numel() == 1
         return
     count = f"as {positions[1]} positions" if len(positions) > 1 else "as a whole"
-    assert loaded.note.startswith(f"data: each example counts {count}, with")
+    assert loaded.note.startswith(f"data: examples are read {count}, with")
     words = {None: "without labels", True: "for each selected position", False: "for each example"}
-    assert f"{words[of_positions]}, as in the first batch; " in loaded.note
+    assert f"{words[of_positions]}, by the form of the first batch; " in loaded.note
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,11 @@ def test_a_block_with_a_skip_connection_is_left_and_named() -> None:
 @pytest.mark.parametrize(
     ("student", "teacher", "reason"),
     [
-        (perceptron(9), perceptron(8), "'0': it has 9 outputs, the teacher's 8"),
+        (
+            perceptron(9),
+            perceptron(8),
+            "'0': it is wider than the teacher's map, with 9 and 8 outputs",
+        ),
         (
             perceptron(4, 4, 4),
             perceptron(8, 8),

@@ -7,6 +7,7 @@ import pytest
 from curricle.reports.headline import MOST_NAMED, headline
 from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary, summarize
+from curricle.reports.tables import seed_grid, summary_grid
 from curricle.runs.compare import Comparison
 from tests.parts import edit_records
 
@@ -111,8 +112,9 @@ def test_equal_costs_are_told_together(
 
 def test_equal_means_over_seeds_are_told_together(tmp_path: Path, write_run: WriteRun) -> None:
     for seed, (step, other) in enumerate(((40, 60), (60, 40), (50, 50))):
-        write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
-        write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
+        write_run(tmp_path / f"students/extraction/seed-{seed}", {5: 0.5, step: 0.95}, seed=seed)
+        other_measured = {5: 0.5, other: 0.95}
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", other_measured, seed=seed)
     line = headline(_summary(tmp_path))
     assert line == (
         "extraction and one_shot reached 90 % accuracy after 500 ± 248 examples each; "
@@ -239,7 +241,8 @@ def test_a_tie_is_equal_and_not_best(tmp_path: Path, write_run: WriteRun) -> Non
 def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: WriteRun) -> None:
     for method, scales in (("extraction", (1.4, 0.7)), ("one_shot", (0.9, 1.1))):
         for seed, scale in enumerate(scales):
-            path = write_run(tmp_path / f"students/{method}/seed-{seed}", {40: 0.95}, seed=seed)
+            measured = {20: 0.1 * seed, 40: 0.95}
+            path = write_run(tmp_path / f"students/{method}/seed-{seed}", measured, seed=seed)
             records = path / "records.jsonl"
             text = records.read_text().replace('"seconds": 20.0', f'"seconds": {20 * scale}')
             edit_records(records, text)
@@ -250,10 +253,21 @@ def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: Writ
     assert "fewer" not in line
 
 
+def test_the_cost_to_a_goal_is_a_bound_where_runs_are_evaluated_once(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {40: 0.95})
+    summary = _summary(tmp_path)
+    assert headline(summary).startswith("extraction reached 90 % accuracy after at most 400 ex")
+    assert summary_grid(summary).rows[0][2:5] == ("≤ 400", "≤ 4k", "≤ 16k")
+    assert seed_grid(summary).rows[0][3:5] == ("≤ 400", "≤ 16k")
+
+
 def test_a_loss_inside_the_noise_is_no_defeat(tmp_path: Path, write_run: WriteRun) -> None:
     for seed, (step, other) in enumerate(((90, 60), (40, 50))):
-        write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
-        write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
+        measured, other_measured = {5: 0.5, step: 0.95}, {5: 0.5, other: 0.95}
+        write_run(tmp_path / f"students/extraction/seed-{seed}", measured, seed=seed)
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", other_measured, seed=seed)
     line = headline(_summary(tmp_path))
     assert line.startswith("one_shot reached 90 % accuracy after 550 ± 635 examples; extraction")
     assert "± 635 examples, no measurable difference; extraction and one_shot have the same" in line
@@ -263,7 +277,7 @@ def test_a_loss_inside_the_noise_is_no_defeat(tmp_path: Path, write_run: WriteRu
 def test_a_bound_inside_the_noise_is_undecided(tmp_path: Path, write_run: WriteRun) -> None:
     for seed, step in enumerate((10, 90)):
         write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
-        write_run(tmp_path / f"students/one_shot/seed-{seed}", {60: 0.5}, seed=seed)
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", {60: 0.5 + 0.1 * seed}, seed=seed)
     # 500 on average against 600, but 100 and 900 alone.
     sentence = "one_shot did not reach it in 600 examples, no measurable difference"
     assert sentence in headline(_summary(tmp_path))

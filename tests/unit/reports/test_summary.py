@@ -147,6 +147,7 @@ def test_written_json_has_the_promised_form(comparison: Path, tmp_path: Path) ->
             "total_flops": 120_000,
         },
         "complete": True,
+        "is_bound": False,
     }
 
 
@@ -258,7 +259,7 @@ def test_notes_of_runs_are_kept_once(tmp_path: Path, write_run: WriteRun) -> Non
                 f"goal: of {method}",
             )
             folder = tmp_path / f"students/{method}/seed-{seed}"
-            write_run(folder, {10: 0.5}, seed=seed, notes=notes)
+            write_run(folder, {10: 0.5 + 0.1 * seed}, seed=seed, notes=notes)
     summary = summarize(load_runs([tmp_path]))
     assert summary.methods["a"].notes == (
         "logits are the first output",

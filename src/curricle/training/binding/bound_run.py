@@ -19,7 +19,7 @@ from curricle.curriculum.initialization import AutoStart
 from curricle.curriculum.stages import Curriculum, Saved, Stage, TeacherReference
 from curricle.data.streams import Stream, examples_per_epoch
 from curricle.data.text.paired import PairedTexts
-from curricle.errors import BindError
+from curricle.errors import BindError, rule
 from curricle.models.aliasing import check_apart
 from curricle.models.eligibility import (
     check_present,
@@ -310,7 +310,10 @@ def _fitting(
                 most, final = stage.duration.at_most, last.duration
                 if not isinstance(final, Duration) or final.unit != most.unit:
                     raise
-                notes.append(f"stage {stage.name!r} is left out: {error}")
+                notes.append(
+                    f"stage {stage.name!r} does not apply to these models and its time goes to "
+                    f"{last.name!r} ({rule(error)})"
+                )
                 last = replace(last, duration=Duration.of(final.length + most.length, final.unit))
                 continue
         stages.append(stage)

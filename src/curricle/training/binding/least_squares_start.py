@@ -163,7 +163,8 @@ def bind_least_squares(
         if chain is not None and chain.pairs and not chain.is_fit:
             reason = (
                 f"can fit no map of {type(student.module).__name__} but the last: "
-                f"{chain.unfitted[0] if chain.unfitted else 'it has no other'}"
+                f"{chain.unfitted[0] if chain.unfitted else 'it has no other'}; leave 'init' out, "
+                f"or take a student whose maps are no wider than the teacher's"
             )
         if chain is None or not chain.is_fit:
             raise BindError(f"'init' by least squares {reason}")
@@ -205,7 +206,10 @@ def _obstacle_of_fit(
 ) -> str:
     """Return the reason why no block can be fitted, as a pass shows it; empty if there is none."""
     if widths[0] > widths[1]:
-        return f"needs a student no wider than its teacher; got widths {widths[0]} and {widths[1]}"
+        return (
+            f"needs a student no wider than its teacher; got widths {widths[0]} and {widths[1]}; "
+            f"leave 'init' out, or take a student of width {widths[1]} or less"
+        )
     if len(unfitted) == num_blocks:
         return (
             f"can fit no block of {type(student.module).__name__}: {unfitted[0]}; "

@@ -7,12 +7,13 @@ Design: a start can be bound or raises `BindError` with the reason, so the choic
 its own and takes every start that exists.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from curricle.curriculum.initialization import AutoStart, ClosedForm, WarmStart
 from curricle.data.streams import Stream
-from curricle.errors import BindError
+from curricle.errors import BindError, rule
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.starting import BoundStart, bind_start, start_notes
@@ -68,16 +69,22 @@ def choose_start(
         return StartChoice(start=start, notes=start_notes(start))
     if teacher is None or is_divided:
         why = "the teacher is in shares" if is_divided else "stored targets have no weights"
-        note = f"'init' 'auto' leaves the student as drawn, since {why}"
+        note = f"the student begins as drawn, since {why}"
         return StartChoice(start=None, notes=(note,))
-    reasons: list[str] = []
+    reasons: dict[str, list[str]] = {}
     for candidate in declared.candidates:
         try:
             start = bound(candidate)
         except BindError as error:
-            reasons.append(f"not {candidate.kind!r}: {error}")
+            reasons.setdefault(rule(error), []).append(candidate.kind)
             continue
-        note = "; ".join([f"'init' 'auto' begins with {candidate.kind!r}", *reasons])
-        return StartChoice(start=start, notes=(note, *start_notes(start)))
-    note = "; ".join(["'init' 'auto' leaves the student as drawn", *reasons])
-    return StartChoice(start=None, notes=(note,))
+        note = f"the start is {candidate.kind!r}, the first that fits the models"
+        return StartChoice(start=start, notes=(_listed(note, reasons), *start_notes(start)))
+    note = "the student begins as drawn, since no closed-form start fits the models"
+    return StartChoice(start=None, notes=(_listed(note, reasons),))
+
+
+def _listed(note: str, reasons: Mapping[str, Sequence[str]]) -> str:
+    """Return a note with the starts that do not fit, by the rule that excludes them."""
+    excluded = [f"{', '.join(map(repr, kinds))} ({why})" for why, kinds in reasons.items()]
+    return f"{note}; not applicable: {', '.join(excluded)}" if excluded else note

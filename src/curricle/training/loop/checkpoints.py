@@ -268,6 +268,13 @@ def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
         ) from None
 
 
+REMEDY = (
+    "'curricle resume --fallback', in Python resume='fallback', sets a damaged checkpoint aside "
+    "for an older one: "
+)
+"""Beginning of the sentence about a damaged checkpoint."""
+
+
 @contextmanager
 def _remedied(path: Path) -> Iterator[None]:
     """Add the remedy for a damaged checkpoint to an error inside the block.
@@ -282,9 +289,8 @@ def _remedied(path: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}; remove the folder {str(path)!r}: an unfinished run goes on from an older "
-            f"checkpoint if there is one, else anew; 'curricle resume --fallback' keeps the folder "
-            f"under another name"
+            f"{REMEDY}{error}; remove the folder {str(path)!r}: an unfinished run goes on from an "
+            f"older checkpoint if there is one, else anew"
         ) from None
 
 

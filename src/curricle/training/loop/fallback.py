@@ -26,7 +26,7 @@ from curricle.records import (
     check_head,
     read_records,
 )
-from curricle.training.loop.checkpoints import CHECKPOINTS, checkpoints_in, read_state
+from curricle.training.loop.checkpoints import CHECKPOINTS, REMEDY, checkpoints_in, read_state
 from curricle.values import parse, plain, value
 
 NOTES = "fallbacks.json"
@@ -113,8 +113,8 @@ def _fault(run: Path, checkpoint: Path) -> str:
         state = read_state(checkpoint)
         check_head(run / RECORDS, state.records_bytes, state.records_head)
     except CheckpointError as error:
-        # The remedy of the sentence, to remove the folder, is what happens here.
-        return str(error).partition("; remove the folder")[0]
+        # The remedies of the sentence are what happens here.
+        return str(error).removeprefix(REMEDY).partition("; remove the folder")[0]
     return ""
 
 

@@ -147,11 +147,13 @@ class ProgressBar:
         # alone shows it.
         if isinstance(record, EndRecord) and record.usage.steps < self._num_steps:
             self._end = "goal reached"
-            self._progress.update(self._bar, total=record.usage.steps)
+            self._num_steps = record.usage.steps
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
         self._progress.update(
             self._bar,
             completed=record.usage.steps,
+            # Steps that an early end saves may go to the last stage, whose plan they exceed.
+            total=max(self._num_steps, record.usage.steps),
             note=visible(note),
             visible=not (self._is_transient and isinstance(record, EndRecord)),
         )
@@ -205,7 +207,10 @@ class NoteLine:
             # Later strategies are not known yet, so any other note may be of this one alone.
             is_clear = is_shared or (has_subject(note) and not self._is_comparison)
             line = note if is_clear else f"{owner}: {note}"
-            self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
+            # Notes are facts, not warnings.
+            self._console.print(
+                visible(line), soft_wrap=True, markup=False, emoji=False, style="dim"
+            )
 
 
 @final

@@ -127,7 +127,10 @@ def test_a_run_that_goes_on_does_not_start_again(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"num_hidden_layers": 3}, "no deeper than its teacher; got 3 and 2 blocks"),
-        ({"hidden_size": 32}, "no wider than its teacher; got widths 32 and 16"),
+        (
+            {"hidden_size": 32},
+            "no wider than its teacher; got widths 32 and 16; leave 'init' out, or take a student",
+        ),
     ],
 )
 def test_a_larger_student_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -275,7 +278,10 @@ def test_a_network_of_ones_own_without_blocks_starts_from_its_teacher() -> None:
 
 def test_what_a_chain_leaves_as_drawn_is_a_note() -> None:
     result, _ = taught(perceptron(4, 9, seed=1), perceptron(8, 8), [vectors(0), vectors(1)])
-    assert "'init' leaves as drawn '2': it has 9 outputs, the teacher's 8" in result.notes
+    assert (
+        "'init' leaves as drawn '2': it is wider than the teacher's map, with 9 and 8 outputs"
+        in result.notes
+    )
 
 
 def test_a_student_without_a_map_of_its_teachers_is_refused() -> None:

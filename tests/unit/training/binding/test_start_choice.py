@@ -41,8 +41,10 @@ def test_the_first_start_that_can_be_bound_is_taken_and_noted() -> None:
         teacher=LiveTeacher(mlp(5)),
     )
     assert started(run) == "random"
-    (note,) = (note for note in run.notes if note.startswith("'init'"))
-    assert note.startswith("'init' 'auto' begins with 'random'; not 'least_squares': 'init' by")
+    (note,) = (note for note in run.notes if note.startswith("the start"))
+    assert note.startswith(
+        "the start is 'random', the first that fits the models; not applicable: 'least_squares' ("
+    )
 
 
 def test_a_student_that_no_start_fits_stays_as_drawn_and_the_reasons_are_noted() -> None:
@@ -52,17 +54,16 @@ def test_a_student_that_no_start_fits_stays_as_drawn_and_the_reasons_are_noted()
     found = choice(student, mlp(16, seed=1))
     assert found.start is None
     (note,) = found.notes
-    assert note.startswith("'init' 'auto' leaves the student as drawn; not 'least_squares': ")
-    assert "; not 'random': 'init' must set weights that are trained" in note
-    assert "; not 'principal': " in note
+    assert note.startswith(
+        "the student begins as drawn, since no closed-form start fits the models; not applicable: "
+    )
+    assert "'random', 'principal' ('init' must set weights that are trained" in note
 
 
 def test_stored_targets_leave_the_student_as_drawn() -> None:
     found = choice(mlp(5))
     assert found.start is None
-    assert found.notes == (
-        "'init' 'auto' leaves the student as drawn, since stored targets have no weights",
-    )
+    assert found.notes == ("the student begins as drawn, since stored targets have no weights",)
 
 
 def test_a_declared_start_that_does_not_fit_is_an_error() -> None:
@@ -100,7 +101,7 @@ def test_a_teacher_in_shares_leaves_the_student_as_drawn() -> None:
         AutoStart(), mlp(5), in_shares(), stream=parity(), seed=0, placement=SingleDevice("cpu")
     )
     assert chosen.start is None
-    note = "'init' 'auto' leaves the student as drawn, since the teacher is in shares"
+    note = "the student begins as drawn, since the teacher is in shares"
     assert chosen.notes == (note,)
 
 

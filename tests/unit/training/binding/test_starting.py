@@ -269,7 +269,10 @@ def test_a_frozen_first_layer_is_not_overwritten() -> None:
 
 
 def test_a_student_wider_than_its_teacher_has_no_principal_start() -> None:
-    with pytest.raises(BindError, match=r"no wider than its teacher; got widths 12 and 8$"):
+    with pytest.raises(
+        BindError,
+        match=r"no wider than its teacher; got widths 12 and 8; take 'random'.*width 8 or less$",
+    ):
         started(PrincipalStart(), language("bert", TEACHER), language("bert", STUDENT))
 
 
@@ -343,7 +346,7 @@ def test_the_calibration_of_a_selection_is_counted() -> None:
 def test_a_student_wider_than_its_teacher_has_no_selection() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'init' by selection needs a student no wider .*; got widths 12 and 8$",
+        match=r"^'init' by selection needs .* no wider .*; got widths 12 and 8; take 'random'",
     ):
         started(SelectionStart(), language("bert", TEACHER), language("bert", STUDENT))
 

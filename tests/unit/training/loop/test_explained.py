@@ -228,5 +228,8 @@ def test_auto_leaves_out_a_layer_that_two_fractions_mean_and_one_that_is_not_the
         ("logits", 17),
     ]
     assert any(
-        note.startswith("stage 'layer 2' is left out: stages 'layer 1'") for note in run.notes
+        note.startswith(
+            "stage 'layer 2' does not apply to these models and its time goes to 'logits' (stages "
+        )
+        for note in run.notes
     )

@@ -211,6 +211,13 @@ def test_a_stage_that_its_rule_ends_shortens_the_bar(
     assert shown(progress, opening(40, 60), STAGE, end) == (90, 30, f"layer 1{word}")
 
 
+def test_saved_steps_of_a_stage_left_out_lengthen_the_bar(progress: Progress) -> None:
+    left_out = StageEndRecord(stage="layer 1", planned=40, done=0, why="explained", usage=Usage())
+    step = replace(STEP, usage=Usage(steps=75))
+    total, completed, _ = shown(progress, opening(40, 60), left_out, step)
+    assert (total, completed) == (75, 75)
+
+
 class Terminal(io.StringIO):
     """Text of a stream that is a terminal."""
 
