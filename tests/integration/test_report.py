@@ -39,6 +39,7 @@ def test_the_summary_has_the_documented_form(copy_run: CopyRun, tmp_path: Path) 
     assert list(summary["methods"]) == ["one_shot", "progressive"]
     method = summary["methods"]["one_shot"]
     results = ["final", "to_goal", "to_goal_ci95", "reached", "seeds", "notes", "gap_closed"]
+    results.append("are_replicates")
     assert list(method) == results
     assert [seed["seed"] for seed in method["seeds"]] == [0, 1]
     assert method["seeds"][0]["usage"]["examples"] == 12 * 16
