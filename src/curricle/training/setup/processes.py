@@ -16,6 +16,7 @@ References:
     Li et al. 2020, PyTorch Distributed, arXiv 2006.15704.
 """
 
+import atexit
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -51,6 +52,11 @@ MOST_WAIT = 5.0
 """Seconds in which processes find out which of them are lost."""
 
 
+def _leave_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 class Processes(Placement, ABC):
     """Processes that each compute on a share of every batch."""
 
@@ -80,6 +86,10 @@ class Processes(Placement, ABC):
                 timeout=timedelta(seconds=timeout),
             )
             self._store = PrefixStore("curricle", store)
+            if kind == "cpu":
+                # A thread of gloo that outlives the interpreter aborts the end of the process, with
+                # exit code 134 after a run that succeeded.
+                atexit.register(_leave_group)
         self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
         self._device = torch.device(kind)
 
