@@ -17,12 +17,16 @@ References:
 """
 
 import atexit
+import gc
+import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from inspect import signature
+from operator import attrgetter
 from typing import final
 
 import torch
@@ -36,6 +40,7 @@ from curricle.colocation import moved_to
 from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError, LostProcessError, visible
 from curricle.models.hooked import HookedModel
+from curricle.models.shares import SHARES
 from curricle.models.tapped import TappedModel
 from curricle.training.setup import launchers
 from curricle.training.setup.placement import (
@@ -50,13 +55,30 @@ HAS_RENAMED_BUFFERS = "forward_sync_buffers" in signature(DistributedDataParalle
 """Whether copies of buffers in each forward pass are named as from torch 2.13 on."""
 LONGEST_REASON = 300
 """Characters of an error that others read of a process."""
+READERS = ("torch._dynamo", "torch.distributed.fsdp")
+"""Modules of torch that, imported after the group is made, hold it, with its threads, to the
+end of the process."""
+CACHES = (
+    "debug:_clear_sharding_prop_cache",
+    "_redistribute:clear_redistribute_planner_cache",
+    "_redistribute:_gen_transform_infos.cache_clear",
+    "_collective_utils:MeshTopoInfo.build_from_mesh.cache_clear",
+)
+"""Functions of torch that clear the caches in which shares leave their mesh, hence the group."""
 MOST_WAIT = 5.0
 """Seconds in which processes find out which of them are lost."""
 
 
 def _leave_group() -> None:
+    """Destroy the group, and free what else holds it: its threads end with the last reference."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    for name in CACHES if SHARES in sys.modules else ():
+        path, _, function = name.partition(":")
+        # Without such a cache, as in other versions of torch, nothing is to be cleared.
+        with suppress(ImportError, AttributeError):
+            attrgetter(function)(importlib.import_module(f"{SHARES}.{path}"))()
+    gc.collect()
 
 
 class Processes(Placement, ABC):
@@ -76,6 +98,8 @@ class Processes(Placement, ABC):
         if kind == "cuda":
             torch.cuda.set_device(launchers.local_rank())
         if not distributed.is_initialized():
+            for name in READERS:
+                importlib.import_module(name)
             # Kept, so that a process can look for others when the exchange with them has failed.
             store, rank, number = next(rendezvous("env://"))
             # The store may outlive the processes, and hold addresses of those before a restart.
