@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,57 @@ def test_sharded_processes_go_on_where_another_number_of_processes_stopped(group
     finished = load_file(group / "begun" / "model.safetensors")
     whole = recorded(None).state_dict()
     torch.testing.assert_close(finished, dict(whole), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_an_error_of_one_process_ends_the_others_and_is_named(rank: int, *, is_alive: bool) -> None:
+    # Of a process that ends the others learn at once, of one that does not after the timeout.
+    outputs, codes = run_failing(rank, timeout=5 if is_alive else TIMEOUT, is_alive=is_alive)
+    assert outputs[rank].splitlines()[0] == "ZeroDivisionError: of a user"
+    assert (
+        f"LostProcessError: process {rank} of 2, counted from 0, has ended by "
+        f"ZeroDivisionError: of a user; the run goes on"
+    ) in outputs[1 - rank]
+    assert codes == [1, 1]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_no_thread_of_gloo_outlives_a_run_that_has_made_the_group(parallel: str) -> None:
+    outputs, codes = run_failing(rank=None, timeout=TIMEOUT, parallel=parallel)
+    assert (outputs, codes) == (["threads: []\n"] * 2, [0, 0])
+
+
+def run_failing(
+    rank: int | None, *, timeout: float, is_alive: bool = False, parallel: str = "ddp"
+) -> tuple[list[str], list[int]]:
+    """Return what two processes print, one of which fails, and their exit codes.
+
+    Args:
+        rank: The process that fails; None for none.
+        timeout: Seconds within which processes must answer.
+        is_alive: Whether it ends only after the other.
+        parallel: Placement.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [str(rank), str(port), str(timeout), parallel, *(["waits"] if is_alive else [])]
+    program = [sys.executable, "-W", "ignore", "-m", "tests.integration.failing"]
+    members = [
+        subprocess.Popen(
+            [*program, str(number), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    # The process that fails last: its standard input ends where it is communicated with.
+    order = (0, 1) if rank is None else (1 - rank, rank)
+    outputs = {number: members[number].communicate()[0] for number in order}
+    return [outputs[0], outputs[1]], [member.returncode for member in members]
 
 
 def test_without_a_launcher_there_is_one_process(alone: dict[str, dict[str, Any]]) -> None:

@@ -32,6 +32,11 @@ def restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
+def holds_store() -> bool:
+    """Return whether the first process holds the store of the group, not torchrun itself."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "") != "True"
+
+
 def absent_variables() -> list[str]:
     """Return the names of the variables that are not set."""
     return [name for name in VARIABLES if name not in os.environ]

@@ -17,12 +17,16 @@ References:
 """
 
 import atexit
+import gc
+import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from inspect import signature
+from operator import attrgetter
 from typing import final
 
 import torch
@@ -34,8 +38,9 @@ from torch.utils._pytree import tree_map_only
 
 from curricle.colocation import moved_to
 from curricle.data.batch import Batch
-from curricle.errors import BindError, CurricleError, DataError, LostProcessError
+from curricle.errors import BindError, DataError, LostProcessError, visible
 from curricle.models.hooked import HookedModel
+from curricle.models.shares import SHARES
 from curricle.models.tapped import TappedModel
 from curricle.training.setup import launchers
 from curricle.training.setup.placement import (
@@ -48,13 +53,32 @@ from curricle.training.setup.placement import (
 
 HAS_RENAMED_BUFFERS = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 """Whether copies of buffers in each forward pass are named as from torch 2.13 on."""
+LONGEST_REASON = 300
+"""Characters of an error that others read of a process."""
+READERS = ("torch._dynamo", "torch.distributed.fsdp")
+"""Modules of torch that, imported after the group is made, hold it, with its threads, to the
+end of the process."""
+CACHES = (
+    "debug:_clear_sharding_prop_cache",
+    "_redistribute:clear_redistribute_planner_cache",
+    "_redistribute:_gen_transform_infos.cache_clear",
+    "_collective_utils:MeshTopoInfo.build_from_mesh.cache_clear",
+)
+"""Functions of torch that clear the caches in which shares leave their mesh, hence the group."""
 MOST_WAIT = 5.0
 """Seconds in which processes find out which of them are lost."""
 
 
 def _leave_group() -> None:
+    """Destroy the group, and free what else holds it: its threads end with the last reference."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    for name in CACHES if SHARES in sys.modules else ():
+        path, _, function = name.partition(":")
+        # Without such a cache, as in other versions of torch, nothing is to be cleared.
+        with suppress(ImportError, AttributeError):
+            attrgetter(function)(importlib.import_module(f"{SHARES}.{path}"))()
+    gc.collect()
 
 
 class Processes(Placement, ABC):
@@ -74,6 +98,8 @@ class Processes(Placement, ABC):
         if kind == "cuda":
             torch.cuda.set_device(launchers.local_rank())
         if not distributed.is_initialized():
+            for name in READERS:
+                importlib.import_module(name)
             # Kept, so that a process can look for others when the exchange with them has failed.
             store, rank, number = next(rendezvous("env://"))
             # The store may outlive the processes, and hold addresses of those before a restart.
@@ -186,29 +212,48 @@ class Processes(Placement, ABC):
     def lost_process_errors(self) -> Iterator[None]:
         """Name the processes that are lost, if the exchange with them fails inside the block.
 
+        An error of this process alone is noted for the others, whose exchange with it fails when it
+        ends, or after the timeout if it does not.
+
         Yields:
             Nothing.
 
         Raises:
             LostProcessError: If a process has ended, or has not answered within the timeout.
-            CurricleError: Any other of the block.
-            RuntimeError: Likewise.
+            BaseException: Any other of the block.
         """
+        store = self._store
+        if store is None:
+            yield
+            return
+        forget_end(store, self._rank)
         try:
             yield
-        except (CurricleError, RuntimeError) as error:
+        except BaseException as error:
             # Also an error of a pass of a model, inside of which weights or buffers are exchanged.
-            if self._store is None or not is_failed_exchange(error):
+            if not is_failed_exchange(error):
+                note_end(store, self._rank, error)
                 raise
-            lost = absent(self._store, self._rank, self._number, wait=min(MOST_WAIT, self._timeout))
+            lost = self._lost(store)
             if not lost:
                 raise
-            names = " and ".join(map(str, lost))
             raise LostProcessError(
-                f"process {names} of {self._number}, counted from 0, must answer within the "
-                f"{self._timeout:g} seconds of 'timeout'; it has ended or hangs, and its own "
-                f"output has the reason; the run goes on from its newest checkpoint by resuming it"
+                f"{lost}; the run goes on from its newest checkpoint by resuming it"
             ) from error
+
+    def _lost(self, store: Store) -> str:
+        """Return the words for the processes that are lost; empty if there are none."""
+        for rank, reason in noted_ends(store, self._number).items():
+            return f"process {rank} of {self._number}, counted from 0, has ended by {reason}"
+        lost = absent(store, self._rank, self._number, wait=min(MOST_WAIT, self._timeout))
+        if not lost:
+            return ""
+        names = " and ".join(map(str, lost))
+        return (
+            f"process {names} of {self._number}, counted from 0, must answer within the "
+            f"{self._timeout:g} seconds of 'timeout'; it has ended or hangs, and its own output "
+            f"has the reason"
+        )
 
     @abstractmethod
     @contextmanager
@@ -244,7 +289,43 @@ class DataParallel(Processes):
             yield module.no_sync
 
 
-def is_failed_exchange(error: Exception) -> bool:
+def note_end(store: Store, rank: int, error: BaseException) -> None:
+    """Note for other processes that an error of its own ends a process.
+
+    Args:
+        store: Store of the group.
+        rank: The process.
+        error: The error.
+    """
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    # The process that holds the store may have ended first.
+    with suppress(RuntimeError):
+        store.set(f"ended/{rank}", visible(reason)[:LONGEST_REASON])
+
+
+def forget_end(store: Store, rank: int) -> None:
+    """Remove what an earlier run of this process has noted."""
+    with suppress(RuntimeError):
+        for note in ("ended", "failed"):
+            store.delete_key(f"{note}/{rank}")
+
+
+def noted_ends(store: Store, number: int) -> dict[int, str]:
+    """Return the errors that have ended processes, by rank.
+
+    Args:
+        store: Store of the group.
+        number: Number of processes.
+    """
+    ends: dict[int, str] = {}
+    with suppress(RuntimeError):
+        for rank in range(number):
+            if store.check([f"ended/{rank}"]):
+                ends[rank] = store.get(f"ended/{rank}").decode()
+    return ends
+
+
+def is_failed_exchange(error: BaseException) -> bool:
     """Return whether an error is that of an exchange between processes."""
     # Errors of gloo are plain ones, and have the path of its source.
     return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
@@ -270,7 +351,7 @@ def absent(store: Store, rank: int, number: int, *, wait: float) -> list[int]:
         return [other for other, key in keys.items() if not store.check([key])]
     except RuntimeError:
         # The store itself is lost, with the process that holds it.
-        return []
+        return [0] if rank and launchers.holds_store() else []
 
 
 def hooked(

@@ -24,6 +24,7 @@ References:
     Zhao et al. 2023, PyTorch FSDP, arXiv 2304.11277.
 """
 
+import atexit
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -319,3 +320,7 @@ def fully_sharded(device: Device, timeout: float, replicas: int) -> Placement:
 def _member(kind: str, timeout: float, replicas: int) -> FullyShard:
     # One for each kind of processor, as in `processes`.
     return FullyShard(kind, timeout, replicas)
+
+
+# The mesh holds the group, whose threads must not outlive Python; see `processes`.
+atexit.register(_member.cache_clear)

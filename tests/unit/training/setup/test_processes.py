@@ -3,6 +3,7 @@
 Runs of several processes are in `tests/integration/test_processes.py`.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from torch import distributed
 from torch._C._distributed_c10d import HashStore
 
 from curricle.errors import DataError, LostProcessError, SpecError
-from curricle.training.setup.processes import DataParallel, absent, is_failed_exchange
+from curricle.training.setup.processes import (
+    DataParallel,
+    absent,
+    is_failed_exchange,
+    note_end,
+    noted_ends,
+)
 from curricle.training.setup.settings import TrainingSettings
 
 FAILED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
@@ -66,6 +73,42 @@ def test_a_failed_exchange_passes_where_no_process_is_lost_or_the_group_is_that_
             placement.lost_process_errors(),
         ):
             raise RuntimeError(FAILED)
+
+
+def test_the_error_that_has_ended_a_process_is_named_without_a_wait(
+    placement: DataParallel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = HashStore()
+    monkeypatch.setattr(placement, "_store", store)
+    monkeypatch.setattr(placement, "_number", 3)
+    message = "process 2 of 3, counted from 0, has ended by KeyError: 'loss \\x1b'; the run goes on"
+    note_end(store, 2, KeyError("loss \x1b"))
+    with pytest.raises(LostProcessError, match=re.escape(message)), placement.lost_process_errors():
+        raise RuntimeError(FAILED)
+
+
+def test_an_error_is_noted_until_the_next_run_of_the_process(
+    placement: DataParallel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = HashStore()
+    monkeypatch.setattr(placement, "_store", store)
+    with pytest.raises(KeyboardInterrupt), placement.lost_process_errors():
+        raise KeyboardInterrupt
+    assert noted_ends(store, 1) == {0: "KeyboardInterrupt"}
+    with placement.lost_process_errors():
+        assert noted_ends(store, 1) == {}
+
+
+def test_with_its_store_the_first_process_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(HashStore):
+        def set(self, key: str, value: str) -> None:
+            raise RuntimeError(key, value)
+
+    store = Lost()
+    assert absent(store, 1, 2, wait=0.01) == [0]
+    note_end(store, 1, KeyError())
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert absent(store, 1, 2, wait=0.01) == []
 
 
 def test_errors_of_exchanges_are_told_from_others() -> None:
