@@ -114,7 +114,7 @@ class Processes(Placement, ABC):
             self._store = PrefixStore("curricle", store)
             if kind == "cpu":
                 # A thread of gloo that outlives the interpreter can abort the end of the process,
-                # with exit code 134. This ends it only where nothing else holds the group.
+                # with exit code 134.
                 atexit.register(_leave_group)
         self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
         self._device = torch.device(kind)
