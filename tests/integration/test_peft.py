@@ -235,7 +235,7 @@ def test_chunks_give_what_whole_logits_give(name: str) -> None:
 
 def test_a_head_with_an_adapter_is_not_read_in_chunks() -> None:
     curriculum = one_shot(total="1 steps", objective=MatchLogits(chunk=5))
-    with pytest.raises(BindError, match=r"around whose head 'base_model.model.lm_head' PEFT has"):
+    with pytest.raises(BindError, match=r"whose head 'base_model.model.lm_head' has an adapter"):
         taught(adapted(lora(target_modules=["lm_head"])), llama(24, seed=1), curriculum)
 
 
