@@ -1,11 +1,13 @@
 """Models, data and runs so small that every number in them can be looked at."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from jaxtyping import Integer
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.text.token_store import TokenStore, Vocabulary
+from curricle.errors import LostProcessError
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -24,6 +27,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.placement import SingleDevice
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import fingerprint, plain
 
@@ -204,3 +208,16 @@ def texts(curriculum: Curriculum, **parts: Any) -> BoundRun:
         "stream": tokens(selects=True),
     }
     return bound(curriculum, **(defaults | parts))
+
+
+def name_lost_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a single process report a failed exchange as the placement of several processes does."""
+
+    @contextmanager
+    def lost_process_errors(_: SingleDevice) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostProcessError("process 1 of 2 must answer") from error
+
+    monkeypatch.setattr(SingleDevice, "lost_process_errors", lost_process_errors)

@@ -469,7 +469,8 @@ def _method_summary(
     seeds = tuple(_seed_summary(run, aim) for run in runs)
     num_reached = sum(seed.to_goal is not None for seed in seeds)
     counted = replicates(runs)
-    points = [_seed_summary(run, aim).to_goal for run in counted]
+    counted_seeds = {run.seed for run in counted}
+    points = [seed.to_goal for seed in seeds if seed.seed in counted_seeds]
     costs = [point for point in points if point is not None] if num_reached == len(seeds) else []
     if is_source and aim.goal is not None and not costs:
         costs = [_costs(run.usage) for run in counted if run.is_complete]

@@ -16,7 +16,7 @@ from curricle.records import PROBES, RECORDS, ProbeRecord, read_probes
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
 from curricle.reports.rates import best_rates
-from curricle.reports.reproduction import write_recipe_report
+from curricle.reports.reproduction import SUMMARY, write_recipe_report
 from curricle.reports.run_folders import Run, load_runs
 from curricle.reports.summary import Summary, summarize, write_summary
 from curricle.runs.folder import STUDENTS, has_spec, read_origin, run_folder, stored_fields
@@ -25,8 +25,8 @@ from curricle.runs.spec import SEEDS
 from curricle.runs.teacher_file import read_teacher_metrics
 from curricle.values import plain
 
-SUMMARY, CURVES = "summary.json", "learning-curves"
-
+CURVES = "learning-curves"
+"""Name of the figure of a comparison, without its ending."""
 MOST_NAMED = 6
 """Folders that a title names."""
 

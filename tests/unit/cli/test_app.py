@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +15,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from curricle.cli import app as cli
-from curricle.errors import CheckpointError, LostProcessError, SpecError
+from curricle.errors import CheckpointError, SpecError
 from curricle.figure_points import read_recipe, usual_folder
 from curricle.runs.folder import Origin
 from curricle.training.setup.interrupts import Interrupted
-from curricle.training.setup.placement import SingleDevice
+from tests.parts import name_lost_processes
 from tests.runs import tiny_comparison
 
 
@@ -187,16 +186,9 @@ def test_a_run_that_saved_a_checkpoint_goes_on_from_it(
 def test_a_process_that_is_lost_before_the_training_is_named_and_gives_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    @contextmanager
-    def lost_process_errors(_: SingleDevice) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise LostProcessError("process 1 of 2 must answer") from error
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_start", lambda *_: None)
-    monkeypatch.setattr(SingleDevice, "lost_process_errors", lost_process_errors)
+    name_lost_processes(monkeypatch)
     monkeypatch.setattr(cli, "_teach", failing(RuntimeError("/gloo/: Connection closed by peer")))
     assert run(monkeypatch, "demo") == 2
     assert capsys.readouterr().err == "curricle: process 1 of 2 must answer\n"

@@ -3,8 +3,6 @@
 import inspect
 import io
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -39,10 +37,18 @@ from curricle.training.loop.resuming import FINISHED
 from curricle.training.setup.arguments import as_evaluation
 from curricle.training.setup.divergence import SkipSteps
 from curricle.training.setup.optimizers import SGD
-from curricle.training.setup.placement import SingleDevice
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
-from tests.parts import CLASSES, INPUTS, Listed, drawn, embedder, parity, tokens
+from tests.parts import (
+    CLASSES,
+    INPUTS,
+    Listed,
+    drawn,
+    embedder,
+    name_lost_processes,
+    parity,
+    tokens,
+)
 
 TOTAL = Duration(number=12)
 CPU = TrainingSettings(device="cpu")
@@ -659,17 +665,10 @@ def test_a_signal_while_models_are_bound_ends_with_its_exit_code_and_a_sentence(
 def test_processes_that_are_lost_while_models_are_bound_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    @contextmanager
-    def lost_process_errors(_: SingleDevice) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise LostProcessError("process 1 of 2 must answer") from error
-
     def binding(*_: object, **__: object) -> BoundRun:
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
 
-    monkeypatch.setattr(SingleDevice, "lost_process_errors", lost_process_errors)
+    name_lost_processes(monkeypatch)
     monkeypatch.setattr("curricle.training.distill.bind", binding)
     with pytest.raises(LostProcessError, match="process 1 of 2 must answer"):
         distilled()

@@ -142,9 +142,9 @@ def save_checkpoint(  # noqa: PLR0913 - everything but the first four has a name
         files[ADAPTERS_OPTIMIZER] = _optimizer_copies(optimizer, adapters)
     # A parameter may have no state, so a missing state shows in this number alone.
     states = (OPTIMIZER, ADAPTERS_OPTIMIZER)
-    content = state.content | {
-        "tensors": {name: len(files[name]) for name in states & files.keys()}
-    }
+    # In a fixed order, so that equal checkpoints have equal bytes.
+    counts = {name: len(files[name]) for name in states if name in files}
+    content = state.content | {"tensors": counts}
     if best is not None and best.point is not None:
         content["best"] = plain(best.point)
 

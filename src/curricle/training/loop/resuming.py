@@ -93,8 +93,7 @@ class RunFolder:
         # Under the lock only: temporary files of a running writer look like leftovers.
         clear_leftovers(self.checkpoints)
         clear_failed_steps(self.folder)
-        names = (self.records.name, self.weights.name, SEAL, BEST, FACTS)
-        remove_leftovers_of(self.folder, *names)
+        remove_leftovers_of(self.folder, self.records.name, self.weights.name, SEAL, BEST, FACTS)
 
     def begin(self) -> None:
         """Remove the manifest of an earlier run without records."""

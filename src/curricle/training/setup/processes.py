@@ -243,8 +243,10 @@ class Processes(Placement, ABC):
 
     def _lost(self, store: Store) -> str:
         """Return the words for the processes that are lost; empty if there are none."""
-        for rank, reason in noted_ends(store, self._number).items():
-            return f"process {rank} of {self._number}, counted from 0, has ended by {reason}"
+        if ends := noted_ends(store, self._number):
+            # The others, if there are any, are a consequence of it or likewise a cause.
+            rank = min(ends)
+            return f"process {rank} of {self._number}, counted from 0, has ended by {ends[rank]}"
         lost = absent(store, self._rank, self._number, wait=min(MOST_WAIT, self._timeout))
         if not lost:
             return ""
@@ -343,12 +345,12 @@ def absent(store: Store, rank: int, number: int, *, wait: float) -> list[int]:
         number: Number of processes.
         wait: Seconds to wait for the others.
     """
-    keys = {other: f"failed/{other}" for other in range(number)}
+    keys = {member: f"failed/{member}" for member in range(number)}
     try:
         store.set(keys[rank], "")
         with suppress(RuntimeError):
             store.wait([*keys.values()], timedelta(seconds=wait))
-        return [other for other, key in keys.items() if not store.check([key])]
+        return [member for member, key in keys.items() if not store.check([key])]
     except RuntimeError:
         # The store itself is lost, with the process that holds it.
         return [0] if rank and launchers.holds_store() else []

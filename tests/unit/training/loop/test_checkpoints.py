@@ -262,6 +262,13 @@ def test_the_students_files_hold_nothing_of_the_adapters(tmp_path: Path) -> None
     }
 
 
+def test_numbers_of_tensors_are_written_in_a_fixed_order(tmp_path: Path) -> None:
+    module, adapters = model(), beside()
+    built = moved(OPTIMIZERS[2], module, adapters)
+    path = save_checkpoint(tmp_path, state(), module, built, adapters=adapters)
+    assert [*json.loads((path / STATE).read_text())["tensors"]] == [OPTIMIZER, ADAPTERS_OPTIMIZER]
+
+
 def test_no_adapters_leave_no_file(tmp_path: Path) -> None:
     module = model()
     built = stepped(OPTIMIZERS[0], module, 1)

@@ -33,6 +33,14 @@ def placement(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataParallel
     distributed.destroy_process_group()
 
 
+@pytest.fixture
+def store(placement: DataParallel, monkeypatch: pytest.MonkeyPatch) -> HashStore:
+    """Return the store in which processes of a group note their ends, here a new one."""
+    made = HashStore()
+    monkeypatch.setattr(placement, "_store", made)
+    return made
+
+
 def test_processes_that_note_no_failure_are_absent() -> None:
     store = HashStore()
     store.set("failed/2", "")
@@ -41,13 +49,13 @@ def test_processes_that_note_no_failure_are_absent() -> None:
     assert absent(store, 3, 4, wait=0.01) == [1]
 
 
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(
     "error", [RuntimeError(FAILED), DataError(f"a pass failed with: {FAILED}")]
 )
 def test_the_lost_process_is_named(
     placement: DataParallel, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "_store", HashStore())
     monkeypatch.setattr(placement, "_number", 2)
     monkeypatch.setattr("curricle.training.setup.processes.MOST_WAIT", 0.01)
     message = "process 1 of 2, counted from 0, must answer within the 20 seconds of 'timeout'"
@@ -56,8 +64,8 @@ def test_the_lost_process_is_named(
     assert caught.value.__cause__ is error
 
 
+@pytest.mark.usefixtures("store")
 def test_other_errors_pass(placement: DataParallel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_store", HashStore())
     monkeypatch.setattr(placement, "_number", 2)
     with pytest.raises(DataError, match="labels"), placement.lost_process_errors():
         raise DataError("labels")
@@ -76,10 +84,8 @@ def test_a_failed_exchange_passes_where_no_process_is_lost_or_the_group_is_that_
 
 
 def test_the_error_that_has_ended_a_process_is_named_without_a_wait(
-    placement: DataParallel, monkeypatch: pytest.MonkeyPatch
+    placement: DataParallel, store: HashStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = HashStore()
-    monkeypatch.setattr(placement, "_store", store)
     monkeypatch.setattr(placement, "_number", 3)
     message = "process 2 of 3, counted from 0, has ended by KeyError: 'loss \\x1b'; the run goes on"
     note_end(store, 2, KeyError("loss \x1b"))
@@ -88,10 +94,8 @@ def test_the_error_that_has_ended_a_process_is_named_without_a_wait(
 
 
 def test_an_error_is_noted_until_the_next_run_of_the_process(
-    placement: DataParallel, monkeypatch: pytest.MonkeyPatch
+    placement: DataParallel, store: HashStore
 ) -> None:
-    store = HashStore()
-    monkeypatch.setattr(placement, "_store", store)
     with pytest.raises(KeyboardInterrupt), placement.lost_process_errors():
         raise KeyboardInterrupt
     assert noted_ends(store, 1) == {0: "KeyboardInterrupt"}
