@@ -5,13 +5,14 @@ As a program it trains all of `CASES`, and some of them sharded, in one process 
 trained weights, metrics and usage to the folder.
 """
 
-import importlib.util
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
@@ -120,9 +121,12 @@ def stored_curriculum() -> Curriculum:
 
 def with_adapters(student: Any) -> nn.Module:
     """Return a model whose queries and values have adapters of rank 2, which alone are trained."""
+    # Its import takes seconds, which other programs of these cases would wait for.
     peft = importlib.import_module("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    with seeding.scoped(2, "adapters"):
+    with seeding.scoped(2, "adapters"), warnings.catch_warnings():
+        # PEFT reads an attribute of transformers by its former name.
+        warnings.simplefilter("ignore", FutureWarning)
         tuned: nn.Module = peft.get_peft_model(student, config).double()
     return tuned
 
@@ -265,14 +269,13 @@ CASES = {
         reads_text=True,
         tolerance=1e-8,
     ),
-}
-if importlib.util.find_spec("peft") is not None:
-    CASES["padded text, adapters"] = Case(
+    "padded text, adapters": Case(
         lambda: curricle.extraction(total=TOTAL, pairs=1),
         reads_text=True,
         changed=with_adapters,
         tolerance=PROJECTED,
-    )
+    ),
+}
 
 
 SHARDED = (

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers as hf
@@ -24,7 +25,6 @@ from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from tests.parts import Listed
 
-peft = pytest.importorskip("peft")
 pytestmark = [
     pytest.mark.integration,
     # Of PEFT, about names and options of transformers.

@@ -100,7 +100,7 @@ def test_digits_are_images_between_0_and_1(
 def test_signals_of_mnist_1d_are_the_same_for_every_seed_and_move_no_generator(
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("mnist1d.data")
+
     # Nothing else stands between the two states of Python's generator: the checks of types in tests
     # draw from it for every sequence.
     state, foreign = seeding.global_state(), seeding.foreign_state()

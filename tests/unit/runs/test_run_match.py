@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -106,7 +107,7 @@ def test_tied_weights_are_found_by_their_content(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_a_student_with_merged_adapters_is_that_of_its_run(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+
     names = [name for name, module in mlp(5).module.named_modules() if type(module) is nn.Linear]
     config = peft.LoraConfig(target_modules=names[:1], modules_to_save=names[-1:], r=2)
     with seeding.scoped(0, "test model"):
