@@ -25,6 +25,8 @@ from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.teachers.live import LiveTeacher
+from curricle.teachers.store.manifest import read_manifest
+from curricle.teachers.store.shards import open_shard
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.placement import SingleDevice
@@ -32,6 +34,8 @@ from curricle.training.setup.settings import TrainingSettings
 from curricle.values import fingerprint, plain
 
 INPUTS, CLASSES = 6, 2
+StoredRows = dict[tuple[str, bytes], list[bytes]]
+"""Bytes of the rows of stored targets by target set and key of the example."""
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -72,6 +76,27 @@ def bound(
     }
     chosen = TrainingSettings(device="cpu", **(settings or {}))
     return bind(curriculum, settings=chosen, **(defaults | parts))
+
+
+def stored_rows(folder: Path) -> StoredRows:
+    """Return the bytes of the rows of each example, once for each time that it is stored."""
+    rows: StoredRows = {}
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        tensors = open_shard(folder, shard)
+        keys, counts = tensors.pop("keys").numpy(), tensors.pop("counts").tolist()
+        starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+        for number, key in enumerate(keys):
+            entries = b"".join(
+                tensors[name][starts[number] : starts[number + 1]]
+                .contiguous()
+                .view(torch.uint8)
+                .numpy()
+                .tobytes()
+                for name in sorted(tensors)
+            )
+            rows.setdefault((shard.section, bytes(key)), []).append(entries)
+    return rows
 
 
 def layers(*taps: tuple[Any, Any], **fields: Any) -> Curriculum:

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from curricle.runs.rank_plans import RankPlan as RankPlan
     from curricle.runs.rank_plans import plan_ranks as plan_ranks
     from curricle.runs.ray_cluster import RayCluster as RayCluster
+    from curricle.runs.target_capture import capture_targets as capture_targets
     from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
     from curricle.runs.teaching import teach as teach
     from curricle.teachers.stored import open_targets as open_targets
@@ -81,7 +82,6 @@ if TYPE_CHECKING:
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
     from curricle.teachers.trajectory import open_trajectory as open_trajectory
     from curricle.training.distill import Result as Result
-    from curricle.training.distill import capture_targets as capture_targets
     from curricle.training.distill import distill as distill
     from curricle.training.setup.divergence import RollBack as RollBack
     from curricle.training.setup.divergence import SkipSteps as SkipSteps
@@ -146,10 +146,11 @@ else:
             "runs.planning": ("Plan", "plan"),
             "runs.rank_plans": ("RankPlan", "plan_ranks"),
             "runs.ray_cluster": ("RayCluster",),
+            "runs.target_capture": ("capture_targets",),
             "runs.teaching": ("TrainedTeacher", "teach"),
             "teachers.stored": ("open_targets",),
             "teachers.trajectory": ("Trajectory", "hugging_face_trajectory", "open_trajectory"),
-            "training.distill": ("Result", "capture_targets", "distill"),
+            "training.distill": ("Result", "distill"),
             "training.setup.divergence": ("RollBack", "SkipSteps", "StopRun"),
             "training.setup.optimizers": ("AdamW", "SGD", "Schedule"),
             "training.setup.settings": ("TrainingSettings",),

@@ -45,7 +45,7 @@ FROZEN = {
     "trajectory": (["path"], []),
 }
 FROZEN_TARGETS = {
-    "capture": (["spec"], ["--set"]),
+    "capture": (["spec"], ["--set", "--jobs", "--on", "--num-cpus", "--num-gpus"]),
     "verify": (["folder"], ["--spec", "--set"]),
     "info": (["folder"], []),
     "import": (["source", "folder"], ["--num-classes", "--temperature", "--missing"]),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from curricle.teachers.store.manifest import read_manifest, write_manifest
+from tests.parts import stored_rows
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
@@ -28,6 +29,19 @@ def test_targets_are_captured_told_verified_and_read(command: Command, parity: P
     code, shown, error = command("distill", parity, *CHANGES)
     assert (code, error) == (0, "")
     assert "accuracy" in shown
+
+
+def test_several_processes_capture_what_one_captures(command: Command, parity: Path) -> None:
+    assert command("teach", parity, *CHANGES)[0] == 0
+    assert command("targets", "capture", parity, *CHANGES)[0] == 0
+    changes = ("--set", "targets=shared", *CHANGES[2:])
+    code, shown, error = command("targets", "capture", parity, *changes, "--jobs", 2)
+    assert (code, error) == (0, "")
+    assert "state: complete" in shown
+    assert stored_rows(Path("shared")) == stored_rows(Path("store"))
+    code, _, error = command("targets", "capture", parity, *changes, "--num-gpus", 1)
+    assert code == 2
+    assert "'--num-cpus' and '--num-gpus' must be left out without '--on ray'" in error
 
 
 def test_masked_texts_are_captured_with_their_tokenizer(command: Command, text: Path) -> None:

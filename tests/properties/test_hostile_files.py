@@ -20,10 +20,10 @@ from curricle.curriculum.strategies import extraction
 from curricle.errors import CurricleError
 from curricle.records import EndRecord, StageRecord, StepRecord, Usage, read_records
 from curricle.runs.spec import load_spec
+from curricle.runs.target_capture import capture_targets
 from curricle.tasks import TextTask
 from curricle.teachers.store.manifest import MANIFEST, read_manifest
 from curricle.teachers.store.shards import check_content, open_shard
-from curricle.training.distill import capture_targets
 from curricle.values import plain
 from tests.parts import mlp, parity
 from tests.runs import tiny_comparison

@@ -10,6 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from curricle.teachers.store.manifest import MANIFEST, read_manifest
+from tests.parts import stored_rows
+
 Contents = dict[str, str]
 """A digest, or the word `exists`, by the path in the folder."""
 EXISTS = "exists"
@@ -21,9 +24,24 @@ TIMED = ("records.jsonl", "state.json")
 """Files with seconds in them, whose size and hash differ between any two runs."""
 
 
-def contents(folder: Path) -> Contents:
-    """Return what lies below a folder by path; locks are left out."""
-    return {str(path.relative_to(folder)): _digest(path) for path in files_below(folder)}
+def contents(folder: Path, *, divides_targets: bool = False) -> Contents:
+    """Return what lies below a folder by path; locks are left out.
+
+    Args:
+        folder: The folder.
+        divides_targets: Whether targets were captured in shares. Which of its files holds an
+            example then depends on interruptions, so the rows of each example are compared instead.
+    """
+    found = {str(path.relative_to(folder)): _digest(path) for path in files_below(folder)}
+    manifests = [path for path in folder.rglob(MANIFEST) if divides_targets]
+    for store in {path.parent for path in manifests if "shards" in json.loads(path.read_text())}:
+        manifest, rows = read_manifest(store), stored_rows(store)
+        name = str(store.relative_to(folder))
+        for file in (MANIFEST, *(shard.file for shard in manifest.shards)):
+            found.pop(f"{name}/{file}")
+        digest = hashlib.sha256(repr(sorted(rows.items())).encode()).hexdigest()
+        found[f"{name} rows"] = f"{digest}, complete: {manifest.is_complete}"
+    return found
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -31,6 +31,8 @@ class Job:
     """Whether `curricle resume` goes on; otherwise the same command does."""
     share: int = 2
     """How often the run is chosen, in proportion."""
+    divides_targets: bool = False
+    """Whether it captures targets in shares, whose files depend on interruptions."""
     is_short: bool = False
     """Whether it is one of the runs of the test suite."""
 
@@ -223,6 +225,15 @@ JOBS = (
         preparation=(("teach", SPEC, *NO_TARGETS),),
         arguments=("targets", "capture", SPEC),
         is_resumed=False,
+    ),
+    Job(
+        name="targets capture, two shares",
+        divides_targets=True,
+        spec=STORED,
+        preparation=(("teach", SPEC, *NO_TARGETS),),
+        arguments=("targets", "capture", SPEC, "--jobs", "2"),
+        is_resumed=False,
+        share=1,
     ),
     Job(name="compare", spec=COMPARISON, arguments=("compare", SPEC)),
     Job(

@@ -55,7 +55,7 @@ class Bench:
             code, activity = observe(pid, folder)
             if code != 0:
                 raise RuntimeError(f"{job.name!r} must run; got code {code}, see {log}")
-            self._references[job.name] = _left(folder), activity
+            self._references[job.name] = _left(job, folder), activity
             shutil.rmtree(folder)
         return self._references[job.name]
 
@@ -79,7 +79,9 @@ class Bench:
         return folder
 
 
-def kill_trial(bench: Bench, seed: int, number: int, *, quick: bool = False) -> Result:
+def kill_trial(
+    bench: Bench, seed: int, number: int, *, quick: bool = False, name: str | None = None
+) -> Result:
     """Return the outcome of one disturbed run; its folder stays if it failed.
 
     Args:
@@ -87,20 +89,22 @@ def kill_trial(bench: Bench, seed: int, number: int, *, quick: bool = False) -> 
         seed: Of the series.
         number: Of the trial.
         quick: Whether only short runs are taken, in turn, each killed once.
+        name: Name of the only kind of run; None takes all.
     """
     generator = numpy_generator(seed, "soak kills", number)
-    shares = np.array([job.share for job in JOBS], dtype=float)
+    jobs = [job for job in JOBS if name in {None, job.name}]
+    shares = np.array([job.share for job in jobs], dtype=float)
     short = [job for job in JOBS if job.is_short]
     job = (
         short[number % len(short)]
         if quick
-        else JOBS[generator.choice(len(JOBS), p=shares / shares.sum())]
+        else jobs[generator.choice(len(jobs), p=shares / shares.sum())]
     )
     expected, activity = bench.reference(job)
     folder, started = bench.prepared(job, f"trial-{number:06d}"), time.monotonic()
     most = 1 if quick else MOST_KILLS
     kills, ending = _disturb(job, folder, activity, generator, most=most)
-    outcome, detail = _judged(folder, ending, expected)
+    outcome, detail = _judged(job, folder, ending, expected)
     if not kills and outcome == "equal":
         outcome = "no kill"
     if outcome in CLEAN:
@@ -136,20 +140,21 @@ def _disturb(
         kills.append(asdict(aim) | {"stage": interrupted_stage(folder)})
 
 
-def _judged(folder: Path, ending: Ending, expected: Contents) -> tuple[str, str]:
+def _judged(job: Job, folder: Path, ending: Ending, expected: Contents) -> tuple[str, str]:
     if ending.code == HUNG:
         return "hang", ending.last_line
     if ending.code != 0:
         return ("refused" if ending.is_clean_refusal else "unclean"), ending.last_line
-    found = differences(_left(folder), expected)
+    found = differences(_left(job, folder), expected)
     for kind in ("lost", "different", "leftover"):
         if kind in found:
             return kind, ", ".join(sorted({_generic(path) for path in found[kind]})[:3])
     return "equal", ""
 
 
-def _left(folder: Path) -> Contents:
-    return {path: digest for path, digest in contents(folder).items() if path != LOG}
+def _left(job: Job, folder: Path) -> Contents:
+    found = contents(folder, divides_targets=job.divides_targets)
+    return {path: digest for path, digest in found.items() if path != LOG}
 
 
 def _generic(path: str) -> str:
@@ -179,6 +184,7 @@ def main(
         "runs/soak/kills"
     ),
     quick: Annotated[bool, typer.Option(help="Kill each run once, and only short runs.")] = False,
+    job: Annotated[str | None, typer.Option(help="Name of the only kind of run.")] = None,
 ) -> None:
     """Kill runs and compare what they come to."""
     warm_up()
@@ -192,7 +198,7 @@ def main(
             typer.echo(f"trial {result.trial}: {result.outcome}: {result.group}: {result.detail}")
 
     results = run_trials(
-        lambda number: kill_trial(bench, seed, number, quick=quick),
+        lambda number: kill_trial(bench, seed, number, quick=quick, name=job),
         Plan(seed=seed, count=count, first=first, minutes=minutes),
         output / "results.jsonl",
         watch,

@@ -1,4 +1,4 @@
-"""Options of commands that train several students: processes here, or tasks of a Ray cluster."""
+"""Options of commands that work in parallel: processes here, or tasks of a Ray cluster."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, final
@@ -15,25 +15,25 @@ Jobs = Annotated[
     int, typer.Option(min=1, help="Students trained at the same time, one CPU thread each.")
 ]
 Place = Annotated[
-    str, typer.Option("--on", help="local, or ray: as many students as a Ray cluster has room for.")
+    str, typer.Option("--on", help="local, or ray: as many tasks as a Ray cluster has room for.")
 ]
-CPUs = Annotated[float, typer.Option("--num-cpus", help="CPU cores of a student on ray.")]
-GPUs = Annotated[float, typer.Option("--num-gpus", help="GPUs of a student on ray, as .25.")]
+CPUs = Annotated[float, typer.Option("--num-cpus", help="CPU cores of a task on ray.")]
+GPUs = Annotated[float, typer.Option("--num-gpus", help="GPUs of a task on ray, as .25.")]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """Where the students of a comparison are trained."""
+    """Where the students of a comparison are trained, or the shares of targets captured."""
 
     jobs: int = 1
     """Processes at once on this machine."""
     place: str = "local"
     """`local` or `ray`."""
     num_cpus: float = 1.0
-    """CPU cores of a student on `ray`."""
+    """CPU cores of a task on `ray`."""
     num_gpus: float = 0.0
-    """GPUs of a student on `ray`."""
+    """GPUs of a task on `ray`."""
 
     def __post_init__(self) -> None:
         """Check the place.
@@ -53,8 +53,8 @@ class Placing:
             )
         if self.place == "ray" and self.jobs != 1:
             raise SpecError(
-                f"'--jobs' must be left out with '--on ray', whose resources say how many students "
-                f"are trained at the same time; got {self.jobs}"
+                f"'--jobs' must be left out with '--on ray', whose resources say how many tasks "
+                f"run at the same time; got {self.jobs}"
             )
 
     def workers(self) -> "Workers | None":

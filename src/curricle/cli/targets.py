@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from curricle.cli.placing import CPUs, GPUs, Place, Placing
 from curricle.errors import SpecError, visible
 
 if TYPE_CHECKING:
@@ -37,19 +38,29 @@ Sets = Annotated[
 def capture(
     spec: Annotated[Path, typer.Argument(help="YAML file with `targets`.", show_default=False)],
     sets: Sets = None,
+    *,
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that run the teacher, one CPU thread each."),
+    ] = 1,
+    place: Place = "local",
+    num_cpus: CPUs = 1.0,
+    num_gpus: GPUs = 0.0,
 ) -> None:
     """Capture all targets that the students of a spec will read from its finished teacher.
 
     An interrupted capture is continued.
     """
     from curricle.runs.spec import load_spec
-    from curricle.runs.target_folder import capture_targets
+    from curricle.runs.target_folder import capture_targets_of
 
-    console = _console()
+    console, placing = _console(), Placing(jobs, place, num_cpus, num_gpus)
+    run_spec = load_spec(spec, sets)
     with console.status("running the teacher") as status:
-        manifest = capture_targets(
-            load_spec(spec, sets),
+        manifest = capture_targets_of(
+            run_spec,
             lambda done, total: status.update(f"step {done} of {total}"),
+            workers=placing.workers(),
         )
     _print_manifest(console, manifest)
 

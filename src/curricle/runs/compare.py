@@ -40,7 +40,7 @@ from curricle.reports.tables import summary_markdown
 from curricle.runs.budget import Budget, bind_within, budget_of
 from curricle.runs.folder import recorded_steps, run_folder
 from curricle.runs.pool import work_off
-from curricle.runs.ray_cluster import RayCluster, RayWorkers
+from curricle.runs.ray_cluster import RayCluster, RayWorkers, check_device, require_cluster
 from curricle.runs.report import summarized, write_report
 from curricle.runs.request import Request, write_request
 from curricle.runs.teacher_file import write_teacher_metrics
@@ -66,7 +66,6 @@ from curricle.training.setup.arguments import (
 )
 from curricle.training.setup.observers import NewObserver, shown_progress
 from curricle.training.setup.optimizers import AdamW, Optimizer
-from curricle.training.setup.placement import kind_of
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
@@ -223,7 +222,7 @@ class _Plan:
         Raises:
             BindError: If the device here is another than that of a task, or no node has room.
         """
-        _check_device(self.settings, cluster)
+        check_device(self.settings, cluster)
         workers = RayWorkers(cluster)
         settings = replace(self.settings, threads=workers.threads)
         # A function of the caller may hold what cannot be sent.
@@ -326,21 +325,6 @@ def _train_group(
     plan.train(group, folder, new_observer=lambda title: partial(watch, title), resume=True)
 
 
-def _check_device(settings: TrainingSettings, cluster: RayCluster) -> None:
-    """Check that `auto` means one device here, where the evaluation is made, and in the tasks.
-
-    Raises:
-        BindError: If it does not.
-    """
-    here, there = kind_of("auto"), "cuda" if cluster.num_gpus else "cpu"
-    if settings.device == "auto" and here != there:
-        raise BindError(
-            f"'device' must be the same here and in the tasks of the cluster; 'auto' is {here!r} "
-            f"here and {there!r} in tasks with num_gpus={cluster.num_gpus:g}; name the device or "
-            f"change 'num_gpus', or start the comparison on a machine that has the tasks' device"
-        )
-
-
 def _cluster(
     on: RayCluster | Literal["ray"] | None, output_dir: str | Path | None
 ) -> RayCluster | None:
@@ -351,13 +335,12 @@ def _cluster(
     """
     if on is None:
         return None
-    if on != "ray" and not isinstance(on, RayCluster):
-        raise BindError(f"'on' must be 'ray', curricle.RayCluster(...) or None; got {on!r}")
+    cluster = require_cluster(on)
     if output_dir is None:
         raise BindError(
             "'output_dir' must be a folder on storage that all nodes share, with 'on'; got None"
         )
-    return RayCluster() if on == "ray" else on
+    return cluster
 
 
 @named_arguments

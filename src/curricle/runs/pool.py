@@ -12,12 +12,13 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 from curricle.errors import CheckpointError
 from curricle.records import Record
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import StudentRun, classes, measure_teacher, train_class
-from curricle.runs.workers import Job, RecordWatcher, Work, Workers
+from curricle.runs.workers import Job, Message, RecordWatcher, Work, Workers
 from curricle.training.setup.interrupts import deferred_signals
 
 Watcher = Callable[[StudentRun, Record], None]
@@ -62,10 +63,10 @@ def _train(spec: RunSpec, number: int, watch: RecordWatcher) -> None:
 
 def work_off(
     first: Iterable[Job],
-    work: Work[Job],
+    work: Work[Job, Message],
     *,
     workers: Workers | None,
-    watch: RecordWatcher,
+    watch: Callable[[str, Message], None],
     again: str,
     following: Callable[[Job], Iterable[Job]] = _nothing,
 ) -> None:
@@ -75,7 +76,7 @@ def work_off(
         first: Jobs that can be done at once.
         work: Does a job.
         workers: Processes that do the jobs, ended at the end; None does them in this one.
-        watch: Receives the name of a run and a record of it.
+        watch: Receives the messages of jobs, such as the name of a run and a record of it.
         again: Command that goes on after a failure, for error sentences.
         following: Returns the jobs that can be done because a job is done; it is called here.
 
@@ -125,14 +126,18 @@ def _listen(
         received = receive()
 
 
-def _receive(workers: Workers, watch: RecordWatcher, raise_interrupt: Callable[[], None]) -> bool:
+def _receive(
+    workers: Workers, watch: Callable[[str, Message], None], raise_interrupt: Callable[[], None]
+) -> bool:
     """Pass a message on.
 
     Returns:
         Whether a message came within `POLL_SECONDS`.
     """
     raise_interrupt()
-    message = workers.receive(POLL_SECONDS)
-    if message is not None:
-        watch(*message)
-    return message is not None
+    received = workers.receive(POLL_SECONDS)
+    if received is not None:
+        name, message = received
+        # Jobs send what `watch` takes, through a queue without types.
+        watch(name, cast("Message", message))
+    return received is not None

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, final
 
 from curricle.errors import BindError, SpecError
 from curricle.extras import imported
-from curricle.records import Record
-from curricle.runs.workers import Job, Work
+from curricle.runs.workers import Job, Message, Work
+from curricle.training.setup.placement import kind_of
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import value
 
 if TYPE_CHECKING:
@@ -54,6 +55,41 @@ class RayCluster:
             )
 
 
+def require_cluster(on: object) -> RayCluster:
+    """Return the cluster of an argument `on`.
+
+    Args:
+        on: A cluster, or `'ray'` for tasks of a CPU core each.
+
+    Raises:
+        BindError: If it is something else.
+    """
+    if on == "ray":
+        return RayCluster()
+    if not isinstance(on, RayCluster):
+        raise BindError(f"'on' must be 'ray', curricle.RayCluster(...) or None; got {on!r}")
+    return on
+
+
+def check_device(settings: TrainingSettings, cluster: RayCluster) -> None:
+    """Check that `auto` means one device here, where models are bound, and in the tasks.
+
+    Args:
+        settings: Settings with the device.
+        cluster: The cluster, and the resources of a task.
+
+    Raises:
+        BindError: If it does not.
+    """
+    here, there = kind_of("auto"), "cuda" if cluster.num_gpus else "cpu"
+    if settings.device == "auto" and here != there:
+        raise BindError(
+            f"'device' must be the same here and in the tasks of the cluster; 'auto' is {here!r} "
+            f"here and {there!r} in tasks with num_gpus={cluster.num_gpus:g}; name the device or "
+            f"change 'num_gpus', or start on a machine that has the tasks' device"
+        )
+
+
 @final
 class RayWorkers:
     """Tasks on a Ray cluster."""
@@ -81,7 +117,8 @@ class RayWorkers:
                     logging_level="warning",
                 )
         try:
-            _check_room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            self.room = _room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            """Number of jobs for which the cluster has room now."""
         except BindError:
             if self._has_connected:
                 ray.shutdown()
@@ -97,7 +134,7 @@ class RayWorkers:
         self.threads = max(1, int(cluster.num_cpus))
         """CPU threads of a job."""
 
-    def submit(self, work: Work[Job], job: Job) -> Future[None]:
+    def submit(self, work: Work[Job, Message], job: Job) -> Future[None]:
         """Return the end of a job."""
         reference = self._task.remote(self._queue, str(Path.cwd()), work, job)
         self._references.append(reference)
@@ -115,10 +152,10 @@ class RayWorkers:
         else:
             future.set_exception(error)
 
-    def receive(self, seconds: float) -> tuple[str, Record] | None:
-        """Return the next record with the name of its run; None if none comes in time."""
+    def receive(self, seconds: float) -> tuple[str, object] | None:
+        """Return the next message with its name; None if none comes in time."""
         try:
-            message: tuple[str, Record] = self._queue.get(timeout=seconds)
+            message: tuple[str, object] = self._queue.get(timeout=seconds)
         except self._empty:
             return None
         return message
@@ -154,23 +191,28 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _check_room(cluster: RayCluster, nodes: list[dict[str, float]]) -> None:
-    """Check that a node has the resources of a task, which would otherwise wait without end.
+def _room(cluster: RayCluster, nodes: list[dict[str, float]]) -> int:
+    """Return the number of tasks for which the nodes have room.
 
     Raises:
-        BindError: If none has.
+        BindError: If no node has the resources of a task, which would wait without end.
     """
     needed = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
-    if not any(all(node.get(kind, 0) >= needed[kind] for kind in needed) for node in nodes):
+    room = sum(
+        min(int(node.get(kind, 0) / needed[kind]) for kind in needed if needed[kind])
+        for node in nodes
+    )
+    if not room:
         most = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needed}
         raise BindError(
             f"a node of the Ray cluster must have the {cluster.num_cpus:g} CPUs and "
             f"{cluster.num_gpus:g} GPUs of a run; the largest have {most['CPU']:g} and "
             f"{most['GPU']:g}"
         )
+    return room
 
 
-def _work(queue: "Queue", folder: str, work: Work[Job], job: Job) -> None:
-    """Do a job in the driver's working folder, to which relative paths refer, and send records."""
+def _work(queue: "Queue", folder: str, work: Work[Job, Message], job: Job) -> None:
+    """Do a job in the driver's working folder, to which relative paths refer, and send messages."""
     os.chdir(folder)
-    work(job, lambda name, record: queue.put((name, record)))
+    work(job, lambda name, message: queue.put((name, message)))

@@ -1,21 +1,26 @@
 """Capture, description and verification of the targets of a spec.
 
-`capture_targets` fills the folder named by the spec, `describe_targets` lists its content, and
+`capture_targets_of` fills the folder named by the spec, `describe_targets` lists its content, and
 `verify_targets` checks that it is intact and, with the spec, equal to the targets of the teacher.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
 from curricle.errors import CheckpointError
 from curricle.runs.assemble import open_task
 from curricle.runs.spec import RunSpec, require_field
+from curricle.runs.target_capture import Progress, capture_shares
 from curricle.runs.train import captured_runs
+from curricle.runs.workers import Workers
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import DataFacts, Manifest, TargetSet
 from curricle.teachers.stored import open_targets
 from curricle.training.targets.capture import Watch, capture
+from curricle.training.targets.shares import Share, capture_in_shares, capture_share
 from curricle.training.targets.verification import Agreement, agreement
 
 STEPS = 4
@@ -42,19 +47,46 @@ class Described:
         return self.size / max(self.rows, 1)
 
 
-def capture_targets(spec: RunSpec, watch: Watch | None = None) -> Manifest:
+def capture_targets_of(
+    spec: RunSpec, watch: Watch | None = None, *, workers: Workers | None = None
+) -> Manifest:
     """Return the manifest after capturing the missing targets of a spec.
 
     Args:
         spec: Spec of the run; its teacher must be finished.
         watch: Receives the progress after every step.
+        workers: Processes that capture a share each; None captures in this process.
+
+    Raises:
+        CheckpointError: If a worker is lost, for example because memory has run out.
     """
     targets = require_field(spec.targets, "targets", "targets capture")
+    folder, compression = Path(targets.folder), targets.compression
     runs = captured_runs(spec)
     task_name = open_task(spec, spec.seed, "student").name
     facts = DataFacts(name=task_name, tokenizer=spec.task.tokenizer_digest(Path(spec.cache_dir)))
-    return capture(
-        runs, Path(targets.folder), compression=targets.compression, data=facts, watch=watch
+    if workers is None:
+        return capture(runs, folder, compression=compression, data=facts, watch=watch)
+    # The caller's folder is that of the spec, so each worker opens teacher and data itself.
+    spec = replace(spec, engine=replace(spec.engine, threads=workers.threads))
+    capture_all = partial(
+        capture_shares,
+        partial(_capture_share, spec),
+        workers=workers,
+        watch=watch,
+        again="curricle targets capture",
+    )
+    return capture_in_shares(runs, folder, capture_all, compression=compression, data=facts)
+
+
+def _capture_share(spec: RunSpec, share: Share, watch: Callable[[str, Progress], None]) -> None:
+    targets = require_field(spec.targets, "targets", "targets capture")
+    capture_share(
+        captured_runs(spec),
+        Path(targets.folder),
+        share,
+        compression=targets.compression,
+        watch=lambda *progress: watch(str(share), progress),
     )
 
 

@@ -21,34 +21,40 @@ from curricle.records import Record
 from curricle.training.setup.interrupts import Interrupted, blocked_signals
 
 if TYPE_CHECKING:
-    Messages = Queue[tuple[str, Record]]
+    Messages = Queue[tuple[str, object]]
 else:
     # This class takes no types when code runs.
     Messages = Queue
 RecordWatcher = Callable[[str, Record], None]
 """Receives the name of a run and a record of it."""
 Job = TypeVar("Job")
-Work = Callable[[Job, RecordWatcher], None]
-"""Does a job, which hands its records on; can be pickled, as the job can."""
+Message = TypeVar("Message")
+Work = Callable[[Job, Callable[[str, Message], None]], None]
+"""Does a job, which hands messages on, each with a name; can be pickled, as the job can."""
 STOPPED = 1
 """Exit code of a worker without a parent."""
 
 
 @runtime_checkable
 class Workers(Protocol):
-    """Processes, here or elsewhere, that do jobs and send records."""
+    """Processes, here or elsewhere, that do jobs and send messages such as records."""
 
     @property
     def threads(self) -> int:
         """CPU threads of a job, alike for all so that their seconds compare."""
         ...
 
-    def submit(self, work: Work[Job], job: Job) -> Future[None]:
+    @property
+    def room(self) -> int:
+        """Number of jobs that are done at the same time."""
+        ...
+
+    def submit(self, work: Work[Job, Message], job: Job) -> Future[None]:
         """Return the end of a job, which a worker does when there is room for it."""
         ...
 
-    def receive(self, seconds: float) -> tuple[str, Record] | None:
-        """Return the next record with the name of its run; None if none comes in time."""
+    def receive(self, seconds: float) -> tuple[str, object] | None:
+        """Return the next message with its name; None if none comes in time."""
         ...
 
     def loss(self, error: Exception) -> str:
@@ -80,7 +86,8 @@ class LocalWorkers:
         # Python's own process that cleans up after the others ends by a closed terminal otherwise.
         with blocked_signals("SIGINT", "SIGHUP"):
             resource_tracker.ensure_running()
-        self._jobs = jobs
+        self.room = jobs
+        """Number of processes."""
         self._messages: Messages = context.Queue()
         reading_end, self._pipe_end = context.Pipe(duplex=False)
         self._strangers = set(multiprocessing.active_children())
@@ -88,14 +95,14 @@ class LocalWorkers:
             jobs, mp_context=context, initializer=_connect, initargs=(self._messages, reading_end)
         )
 
-    def submit(self, work: Work[Job], job: Job) -> Future[None]:
+    def submit(self, work: Work[Job, Message], job: Job) -> Future[None]:
         """Return the end of a job."""
         # Workers inherit the blocked signal: this process handles an interrupt, and ends them.
         with blocked_signals("SIGINT"):
             return self._pool.submit(_work, work, job)
 
-    def receive(self, seconds: float) -> tuple[str, Record] | None:
-        """Return the next record with the name of its run; None if none comes in time."""
+    def receive(self, seconds: float) -> tuple[str, object] | None:
+        """Return the next message with its name; None if none comes in time."""
         try:
             return self._messages.get(timeout=seconds)
         except queue.Empty:
@@ -105,7 +112,7 @@ class LocalWorkers:
         """Return what a worker was lost by."""
         if not isinstance(error, BrokenProcessPool):
             return ""
-        return f"'jobs' {self._jobs} must be as many as memory has room for; a process was killed"
+        return f"'jobs' {self.room} must be as many as memory has room for; a process was killed"
 
     def close(self) -> None:
         """End all workers."""
@@ -146,10 +153,10 @@ def _end_with(parent: Connection) -> None:
     os._exit(STOPPED)
 
 
-def _work(work: Work[Job], job: Job) -> None:
-    """Do a job and send the parent its records."""
+def _work(work: Work[Job, Message], job: Job) -> None:
+    """Do a job and send the parent its messages."""
     try:
-        work(job, lambda name, record: _MESSAGES[0].put((name, record)))
+        work(job, lambda name, message: _MESSAGES[0].put((name, message)))
     except Interrupted as error:
         # A signal to the whole group; the parent has it too and says what to do.
         os._exit(128 + error.signal_number)

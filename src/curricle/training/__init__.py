@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from curricle.training.binding.bound_run import BoundRun as BoundRun
     from curricle.training.binding.bound_run import bind as bind
     from curricle.training.distill import Result as Result
-    from curricle.training.distill import capture_targets as capture_targets
     from curricle.training.distill import execute as execute
     from curricle.training.loop.engine import Outputs as Outputs
     from curricle.training.loop.evaluation import Evaluator as Evaluator
@@ -31,7 +30,7 @@ else:
         __name__,
         {
             "binding.bound_run": ("BoundRun", "bind"),
-            "distill": ("Result", "capture_targets", "execute"),
+            "distill": ("Result", "execute"),
             "loop.engine": ("Outputs",),
             "loop.evaluation": ("Evaluator", "label_metrics"),
             "setup.divergence": ("RollBack", "SkipSteps", "StopRun"),

@@ -1,9 +1,7 @@
-"""Distillation and capture of targets in one call each.
+"""Distillation in one call.
 
 `distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
-those of the strategy. `capture_targets` takes the same and computes all targets that `distill`
-would compute, so that students can train without the teacher. `curricle plan` on the command line
-stops after binding.
+those of the strategy. `curricle plan` on the command line stops after binding.
 """
 
 import signal
@@ -34,7 +32,6 @@ from curricle.metrics import (
 from curricle.models.wrapping import tapped
 from curricle.records import EndRecord, Usage
 from curricle.teachers.live import LiveTeacher
-from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.trackers import check_trackers, tracker_names, tracking
@@ -73,11 +70,10 @@ from curricle.training.setup.arguments import (
 )
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated, interruptible
 from curricle.training.setup.observers import shown_progress
-from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
+from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.placement import Placement
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process, standard_state
-from curricle.training.targets.capture import TargetCompression, Watch, capture
 
 
 @final
@@ -315,60 +311,6 @@ def _fall_back(folder: Path, placement: Placement) -> None:
         LOGGER.warning("curricle: %s: %s", fallback.action, fallback.fault)
     # All processes look for the newest checkpoint next.
     placement.wait()
-
-
-@standard_state()
-def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets depend on
-    student: AnyModel,
-    teacher: AnyModel,
-    curriculum: Curriculum,
-    data: Stream | DataLoader[object],
-    *,
-    folder: str | Path,
-    compression: TargetCompression = TargetCompression(),
-    trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),
-    seed: int = 0,
-    watch: Watch | None = None,
-) -> Manifest:
-    """Store the targets that a run would read, as far as the folder lacks them.
-
-    Args:
-        student: A model like those that will train; it gives the widths and is not trained.
-        teacher: The finished teacher.
-        curriculum: As in `distill`.
-        data: As in `distill`; students may read it in other batches and another order.
-        folder: Where targets are kept; `open_targets` opens it in place of the teacher.
-        compression: In which form targets are kept.
-        trajectory: The teacher's checkpoints, for curricula that follow them.
-        settings: Device, precision and accumulation of the teacher's passes.
-        seed: Seed of the projections, and of the order of a `DataLoader`.
-        watch: Receives the numbers of captured steps and of all steps.
-
-    Returns:
-        The manifest of the folder.
-
-    Raises:
-        BindError: If models, curriculum and data do not fit, or an argument is of another kind.
-        CheckpointError: If the folder holds targets of another teacher, or in another form.
-    """
-    # No weight moves.
-    optimizer = SGD(learning_rate=1.0)
-    require_model("teacher", teacher)
-    check_opening(student, teacher, curriculum, optimizer, settings)
-    require_kind("compression", compression, TargetCompression, "logits={'kind': 'bfloat16'}")
-    run = bind(
-        curriculum,
-        # The student is bound as in a run, since its widths and taps determine the targets.
-        student=tapped(student),
-        teacher=LiveTeacher(tapped(teacher), trajectory),
-        stream=as_stream(data, seed),
-        optimizer=optimizer,
-        settings=settings,
-        seed=seed,
-    )
-    # The folder is opened in there, under its lock: it may hold targets, which are then completed.
-    return capture([run], Path(folder), compression=compression, watch=watch)
 
 
 def check_processes(settings: TrainingSettings) -> None:

@@ -13,7 +13,7 @@ from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
 from curricle.runs.assemble import build_model, data_seed, is_ready, open_task, open_teacher
 from curricle.runs.run_evaluation import check_classes
 from curricle.runs.spec import RunSpec
-from curricle.runs.target_folder import capture_targets
+from curricle.runs.target_folder import capture_targets_of
 from curricle.runs.train import student_runs, teach
 from curricle.task_data import TaskData
 from curricle.tasks import TextTask
@@ -40,7 +40,7 @@ def test_the_teacher_is_asked_itself_or_by_its_stored_targets(
     assert is_ready(spec)
     assert isinstance(open_teacher(spec, open_task(spec, 0, "student")), LiveTeacher)
     told = make_spec(f"targets.folder={tmp_path / 'targets'}")
-    capture_targets(told)
+    capture_targets_of(told)
     found = open_teacher(told, open_task(told, 0, "student"))
     assert isinstance(found, StoredTeacher)
     assert found.trajectory is not None
@@ -52,7 +52,7 @@ def test_targets_of_another_tokenizer_are_refused(
 ) -> None:
     spec = make_spec(f"targets.folder={tmp_path / 'targets'}", "data_seed=0")
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     data = open_task(spec, 0, "student")
     manifest = read_manifest(tmp_path / "targets")
     write_manifest(tmp_path / "targets", replace(manifest, data=DataFacts(tokenizer="a" * 64)))

@@ -111,6 +111,7 @@ class Unstarted:
     """Workers of which every job waits, and one of which is lost at the first look for records."""
 
     threads = 1
+    room = 2
 
     def __init__(self, error: BaseException) -> None:
         self.submitted = 0

@@ -16,14 +16,13 @@ import curricle
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DivergenceError, SpecError
 from curricle.runs import ray_cluster
-from curricle.runs.compare import _check_device
 from curricle.runs.folder import end_of
 from curricle.runs.pool import compare, work_off
-from curricle.runs.ray_cluster import RayCluster, RayWorkers
+from curricle.runs.ray_cluster import RayCluster, RayWorkers, check_device
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import student_runs, teach
 from curricle.runs.workers import RecordWatcher
-from tests.parts import mlp, parity
+from tests.parts import StoredRows, mlp, parity, stored_rows
 
 MakeSpec = Callable[..., RunSpec]
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ray")]
@@ -143,6 +142,35 @@ def test_a_run_whose_worker_is_lost_goes_on_elsewhere_from_its_checkpoint(
         assert torch.equal(parameter, expected)
 
 
+def test_targets_of_a_cluster_are_those_of_one_process_also_when_a_worker_is_lost(
+    address: str, tmp_path: Path
+) -> None:
+    def captured(name: str, step: int, on: RayCluster | None) -> StoredRows:
+        place = tmp_path / name
+        place.mkdir()
+        progress: list[tuple[int, int]] = []
+        manifest = curricle.capture_targets(
+            mlp(5, 4),
+            mlp(16, 12, seed=1),
+            curricle.extraction(total="12 steps"),
+            DeadlyStream(str(place), step),
+            folder=place / "store",
+            compression=curricle.TargetCompression(shard_bytes=500),
+            settings=curricle.TrainingSettings(device="cpu", threads=1),
+            watch=lambda done, total: progress.append((done, total)),
+            on=on,
+        )
+        assert manifest.is_complete
+        assert progress[-1] == (12, 12)
+        return stored_rows(place / "store")
+
+    alone = captured("here", -1, None)
+    assert {len(entries) for entries in alone.values()} == {1}
+    assert captured("there", 10, RayCluster(address=address)) == alone
+    assert (tmp_path / "there" / "killed").exists()
+    assert not (tmp_path / "there" / "store" / "shares").exists()
+
+
 def fail(number: int, watch: RecordWatcher) -> None:
     if number == 0:
         raise DivergenceError("the loss is not finite")
@@ -176,6 +204,20 @@ def test_a_run_that_no_node_has_room_for_is_refused(address: str) -> None:
         BindError, match=r"must have the 8 CPUs and 0 GPUs of a run; the largest have 1 and 0"
     ):
         RayWorkers(RayCluster(address=address, num_cpus=8))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "room"),
+    [
+        (RayCluster(), 7),
+        (RayCluster(num_cpus=2), 3),
+        (RayCluster(num_gpus=0.5), 4),
+        (RayCluster(num_cpus=0, num_gpus=1), 2),
+    ],
+)
+def test_the_room_of_a_cluster_is_that_of_its_nodes(cluster: RayCluster, room: int) -> None:
+    nodes = [{"CPU": 4.0, "GPU": 2.0, "memory": 1e9}, {"CPU": 3.0}]
+    assert ray_cluster._room(cluster, nodes) == room
 
 
 class FakeRay:
@@ -255,10 +297,10 @@ def test_a_device_that_differs_here_and_in_the_tasks_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     with pytest.raises(BindError, match=sentence):
-        _check_device(curricle.TrainingSettings(), RayCluster(num_gpus=num_gpus))
+        check_device(curricle.TrainingSettings(), RayCluster(num_gpus=num_gpus))
     same = RayCluster(num_gpus=0.5 - num_gpus)
-    _check_device(curricle.TrainingSettings(), same)
-    _check_device(curricle.TrainingSettings(device="cpu"), RayCluster(num_gpus=num_gpus))
+    check_device(curricle.TrainingSettings(), same)
+    check_device(curricle.TrainingSettings(device="cpu"), RayCluster(num_gpus=num_gpus))
 
 
 def test_a_run_takes_some_resource() -> None:

@@ -13,7 +13,7 @@ from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.files import content_digest
 from curricle.records import RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.runs.target_folder import capture_targets, describe_targets, verify_targets
+from curricle.runs.target_folder import capture_targets_of, describe_targets, verify_targets
 from curricle.runs.train import rehearse, student_runs, teach, train_class, train_student
 from curricle.teachers.store.manifest import read_manifest, write_manifest
 from tests.runs import contents
@@ -41,7 +41,7 @@ def test_students_of_the_first_seed_are_those_that_the_teacher_would_have_taught
     spec: RunSpec, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     rehearse(spec, student_runs(spec))
     found = trained(spec)
     asked = make_spec("data_seed=0", f"output_dir={tmp_path / 'asked'}")
@@ -55,7 +55,7 @@ def test_students_of_the_first_seed_are_those_that_the_teacher_would_have_taught
 
 def test_the_record_of_a_run_tells_its_teacher_and_that_it_costs_nothing(spec: RunSpec) -> None:
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     student = student_runs(spec)[0]
     train_student(spec, student)
     opening = next(iter(read_records(student.folder / "records.jsonl")))
@@ -66,7 +66,7 @@ def test_the_record_of_a_run_tells_its_teacher_and_that_it_costs_nothing(spec: R
 
 def test_a_class_reads_stored_targets(spec: RunSpec) -> None:
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     students = student_runs(spec)
     train_class(spec, students, lambda *_: None)
     assert all((student.folder / "model.safetensors").is_file() for student in students)
@@ -75,7 +75,7 @@ def test_a_class_reads_stored_targets(spec: RunSpec) -> None:
 def test_each_seed_of_data_is_captured(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(f"targets={tmp_path / 't'}")
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     trained(spec)
     # 12 steps of 16 examples, of two seeds, for each of two teachers: a few repeat by chance.
     assert (
@@ -86,16 +86,16 @@ def test_each_seed_of_data_is_captured(make_spec: MakeSpec, tmp_path: Path) -> N
 
 def test_a_second_capture_makes_nothing_new(spec: RunSpec) -> None:
     teach(spec)
-    first = capture_targets(spec)
+    first = capture_targets_of(spec)
     assert spec.targets is not None
     before = contents(Path(spec.targets.folder))
-    assert capture_targets(spec) == first
+    assert capture_targets_of(spec) == first
     assert contents(Path(spec.targets.folder)) == before
 
 
 def test_what_is_stored_is_told(spec: RunSpec) -> None:
     teach(spec)
-    manifest = capture_targets(spec)
+    manifest = capture_targets_of(spec)
     assert manifest.data.name == "(8,2)-parity"
     references = {str(one.target_set.reference) for one in describe_targets(manifest)}
     assert references == {"final", "10", "20"}
@@ -107,7 +107,7 @@ def test_what_is_stored_is_told(spec: RunSpec) -> None:
 
 def test_whole_targets_are_verified(spec: RunSpec) -> None:
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     assert spec.targets is not None
     folder = Path(spec.targets.folder)
     assert verify_targets(folder) == []
@@ -123,7 +123,7 @@ def test_packed_targets_are_verified(make_spec: MakeSpec, tmp_path: Path, logits
         f"targets.folder={folder}", f"targets.compression.logits={logits}", "data_seed=0"
     )
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     assert all(one.holds and one.rows for one in verify_targets(folder, spec))
 
 
@@ -140,7 +140,7 @@ def forged(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) ->
 
 def test_forged_targets_are_found(spec: RunSpec) -> None:
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     assert spec.targets is not None
     folder = Path(spec.targets.folder)
     forged(folder, lambda tensors: tensors["values"].add_(1.0))
@@ -159,7 +159,7 @@ def test_targets_of_another_teacher_are_refused(
     spec: RunSpec, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     assert spec.targets is not None
     other = make_spec(
         f"targets.folder={spec.targets.folder}", "seed=5", f"output_dir={tmp_path / 'other'}"
@@ -171,7 +171,7 @@ def test_targets_of_another_teacher_are_refused(
 
 def test_data_that_were_not_captured_end_in_a_sentence(spec: RunSpec, make_spec: MakeSpec) -> None:
     teach(spec)
-    capture_targets(spec)
+    capture_targets_of(spec)
     assert spec.targets is not None
     other = make_spec(f"targets.folder={spec.targets.folder}", "data_seed=9")
     with pytest.raises(DataError, match=r"is not among the \d+ of 'logits-.*'data_seed'"):
@@ -180,14 +180,14 @@ def test_data_that_were_not_captured_end_in_a_sentence(spec: RunSpec, make_spec:
 
 def test_targets_are_captured_of_a_finished_teacher_only(spec: RunSpec) -> None:
     with pytest.raises(CheckpointError, match="must hold a finished teacher"):
-        capture_targets(spec)
+        capture_targets_of(spec)
     with pytest.raises(BindError, match="must come with the finished teacher"):
         rehearse(spec, student_runs(spec))
 
 
 def test_a_spec_without_targets_has_nothing_to_capture(make_spec: MakeSpec) -> None:
     with pytest.raises(SpecError, match="'targets' must be in the spec for"):
-        capture_targets(make_spec())
+        capture_targets_of(make_spec())
 
 
 def test_a_budget_that_the_teacher_enters_is_refused(make_spec: MakeSpec) -> None:

@@ -23,15 +23,12 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
+from curricle.runs.target_capture import capture_targets
 from curricle.teachers.store.codecs import Exact
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.distill import (
-    Result,
-    capture_targets,
-    distill,
-)
+from curricle.training.distill import Result, distill
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.loop.resuming import FINISHED
 from curricle.training.setup.arguments import as_evaluation
@@ -357,12 +354,6 @@ def test_nobody_teaches_itself() -> None:
         distilled(student=model, teacher=model)
 
 
-def test_nobody_captures_its_own_targets(tmp_path: Path) -> None:
-    model = mlp(5)
-    with pytest.raises(BindError, match=r"^'student' and 'teacher' must be different modules"):
-        capture_targets(model, model, one_shot(total="4 steps"), parity(), folder=tmp_path)
-
-
 def test_best_weights_by_a_metric_without_direction_are_refused_before_binding() -> None:
     settings = TrainingSettings(device="cpu", eval_every=2, keep_best="gain")
     with seeding.scoped(0, "models"):
@@ -390,36 +381,6 @@ def test_stored_targets_are_not_for_compiled_steps(tmp_path: Path) -> None:
             curriculum=curriculum,
             teacher=open_targets(tmp_path / "store"),
             settings=TrainingSettings(device="cpu", compiled_steps=2),
-        )
-
-
-def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
-    wanted = distilled(student=mlp(5, seed=3))
-    told: list[tuple[int, int]] = []
-    capture_targets(
-        mlp(5),
-        mlp(16, seed=1),
-        extraction(total=TOTAL),
-        parity(),
-        folder=tmp_path / "store",
-        compression=TargetCompression(hidden=Exact(), logits=Exact()),
-        settings=CPU,
-        watch=lambda done, total: told.append((done, total)),
-    )
-    found = distilled(student=mlp(5, seed=3), teacher=open_targets(tmp_path / "store"))
-    assert told[-1] == (12, 12)
-    for ours, theirs in zip(found.student.parameters(), wanted.student.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_codecs_are_a_value_of_ours(tmp_path: Path) -> None:
-    parts: Any = {"folder": tmp_path, "compression": {"logits": {"kind": "bfloat16"}}}
-    with pytest.raises(
-        BindError, match=r"^'compression' must be curricle.TargetCompression.*got 'dict'$"
-    ):
-        # The shape checks of the tests would refuse it first.
-        inspect.unwrap(capture_targets)(
-            mlp(5), mlp(8), one_shot(total=TOTAL), parity(), settings=CPU, **parts
         )
 
 

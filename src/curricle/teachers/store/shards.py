@@ -12,7 +12,9 @@ verifies the hashes of its files, because their examples are not captured again.
 """
 
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from curricle.data.example_keys import KEY_BYTES
 from curricle.errors import CheckpointError
-from curricle.files import content_digest, inside, remove_leftovers
+from curricle.files import content_digest, inside, new_file, remove_leftovers
 from curricle.models.weights import save_tensors
 from curricle.seeding import numpy_generator
 from curricle.teachers.store.codecs import Entries, Uniforms
@@ -63,6 +65,52 @@ def uniforms(
 
 
 @final
+class StoredKeys:
+    """Keys of the examples of each target set."""
+
+    def __init__(self, keys: Mapping[str, set[bytes]]) -> None:
+        """Take keys by name of the target set.
+
+        Args:
+            keys: The keys; they are kept, and added to.
+        """
+        self._keys = keys
+
+    def find_missing(
+        self, target_set: TargetSet, keys: Shaped[np.ndarray, " example"]
+    ) -> Shaped[np.ndarray, " example"]:
+        """Return a mask of the examples that are neither stored nor earlier in the batch."""
+        stored = self._keys[target_set.name]
+        is_first = np.zeros(len(keys), dtype=np.bool_)
+        is_first[np.unique(keys, return_index=True)[1]] = True
+        is_new = [bytes(key) not in stored for key in _raw_bytes(keys)]
+        return is_first & np.array(is_new, dtype=np.bool_)
+
+    def add(self, target_set: TargetSet, keys: Shaped[np.ndarray, " example"]) -> None:
+        """Add the keys of examples."""
+        self._keys[target_set.name].update(bytes(key) for key in _raw_bytes(keys))
+
+
+def read_keys(folder: Path, manifest: Manifest) -> StoredKeys:
+    """Return the keys of all examples of a store; its files are not hashed.
+
+    Args:
+        folder: Folder of the store.
+        manifest: Its manifest.
+    """
+    return StoredKeys(
+        {
+            target_set.name: {
+                bytes(key)
+                for shard in manifest.of(target_set)
+                for key in open_shard(folder, shard)["keys"].numpy()
+            }
+            for target_set in manifest.sections
+        }
+    )
+
+
+@final
 class ShardWriter:
     """Writer of a new store or of additions to an existing one."""
 
@@ -78,11 +126,12 @@ class ShardWriter:
         # The caller has the lock of the store, so no other process owns these temporary files.
         remove_leftovers(folder, rf"{re.escape(MANIFEST)}|[\w-]+\.safetensors")
         self.manifest = manifest
-        self._stored_keys = {
-            target_set.name: _read_keys(folder, manifest, target_set)
-            for target_set in manifest.sections
+        for shard in manifest.shards:
+            check_content(folder, shard)
+        self._keys = read_keys(folder, manifest)
+        self._pending: dict[str, list[dict[str, Tensor]]] = {
+            target_set.name: [] for target_set in manifest.sections
         }
-        self._pending: dict[str, list[dict[str, Tensor]]] = {name: [] for name in self._stored_keys}
         # An existing manifest is replaced only with the first new shard: until then it is right,
         # and a failing capture leaves the folder unchanged.
         if not (folder / MANIFEST).is_file():
@@ -92,11 +141,7 @@ class ShardWriter:
         self, target_set: TargetSet, keys: Shaped[np.ndarray, " example"]
     ) -> Shaped[np.ndarray, " example"]:
         """Return a mask of the examples to store: neither stored nor earlier in the batch."""
-        stored = self._stored_keys[target_set.name]
-        is_first = np.zeros(len(keys), dtype=np.bool_)
-        is_first[np.unique(keys, return_index=True)[1]] = True
-        is_new = [bytes(key) not in stored for key in _raw_bytes(keys)]
-        return is_first & np.array(is_new, dtype=np.bool_)
+        return self._keys.find_missing(target_set, keys)
 
     def add(
         self,
@@ -113,9 +158,9 @@ class ShardWriter:
             counts: Rows of each example.
             entries: Encoded rows of all examples, in their order.
         """
-        raw_keys = _raw_bytes(keys)
         # Pending examples count as stored, or their repetition in the next batch would be added.
-        self._stored_keys[target_set.name].update(bytes(key) for key in raw_keys)
+        self._keys.add(target_set, keys)
+        raw_keys = _raw_bytes(keys)
         tensors = {name: entry.detach().cpu() for name, entry in entries.items()}
         tensors["keys"] = torch.from_numpy(raw_keys.view(np.uint8).reshape(-1, KEY_BYTES).copy())
         tensors["counts"] = torch.from_numpy(counts.astype(np.int32))
@@ -143,8 +188,7 @@ class ShardWriter:
         tensors = {
             name: torch.cat([batch[name] for batch in pending]).contiguous() for name in pending[0]
         }
-        number = len(self.manifest.of(target_set))
-        path = self._folder / f"{target_set.name}-{number:05d}.safetensors"
+        path = self._folder / _next_file(self.manifest, target_set.name)
         save_tensors(tensors, path, metadata={"section": target_set.name})
         shard = Shard(
             file=path.name,
@@ -161,11 +205,42 @@ class ShardWriter:
         pending.clear()
 
 
-def _read_keys(folder: Path, manifest: Manifest, target_set: TargetSet) -> set[bytes]:
-    for shard in manifest.of(target_set):
-        check_content(folder, shard)
-    shards = [open_shard(folder, shard)["keys"].numpy() for shard in manifest.of(target_set)]
-    return {bytes(key) for keys in shards for key in keys}
+def with_files_of(
+    folder: Path, manifest: Manifest, source: Path, shards: Sequence[Shard]
+) -> Manifest:
+    """Return the manifest of a store with files of another one, which keeps them.
+
+    The files are linked, or copied where the file system has no links. The manifest is not written:
+    until then the new files are not of the store, and a repetition after a kill replaces them.
+
+    Args:
+        folder: Folder of the store.
+        manifest: Its manifest.
+        source: Folder of the other store, of the same target sets.
+        shards: Its files; those of a content that the store has already are left out.
+
+    Raises:
+        CheckpointError: If a file is damaged.
+    """
+    digests = {shard.sha256 for shard in manifest.shards}
+    for shard in shards:
+        if shard.sha256 in digests:
+            continue
+        check_content(source, shard)
+        file = _next_file(manifest, shard.section)
+        with new_file(folder / file) as temporary:
+            try:
+                temporary.hardlink_to(source / shard.file)
+            except OSError:
+                shutil.copyfile(source / shard.file, temporary)
+        manifest = manifest.with_shard(replace(shard, file=file))
+    return manifest
+
+
+def _next_file(manifest: Manifest, section: str) -> str:
+    """Return the name of the next file of a target set."""
+    number = sum(shard.section == section for shard in manifest.shards)
+    return f"{section}-{number:05d}.safetensors"
 
 
 def _raw_bytes(keys: Shaped[np.ndarray, " example"]) -> Shaped[np.ndarray, " example"]:

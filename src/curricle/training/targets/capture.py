@@ -14,12 +14,13 @@ Design: targets come from the same passes as in training, of whole batches, so t
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from curricle.colocation import beside
@@ -27,9 +28,7 @@ from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
-from curricle.errors import BindError, CheckpointError, DataError
-from curricle.files import usable_folder
-from curricle.locks import locked
+from curricle.errors import BindError, DataError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import weights_digest
@@ -37,15 +36,14 @@ from curricle.objectives.base import BoundObjective, Target, target_description
 from curricle.teachers.live import LiveTeacher, num_parameters
 from curricle.teachers.store.codecs import BFloat16, Codec, HiddenCodec, Sampled
 from curricle.teachers.store.manifest import (
-    MANIFEST,
     DataFacts,
     Manifest,
     TargetSet,
     TeacherFacts,
-    read_manifest,
     target_key,
 )
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
+from curricle.teachers.store.writing import open_writer
 from curricle.teachers.stored import check_readable
 from curricle.training.binding.batches import LocatedErrors
 from curricle.training.binding.bound_run import BoundRun
@@ -56,6 +54,12 @@ from curricle.values import value
 
 Watch = Callable[[int, int], None]
 """Receives the numbers of captured steps and of all steps."""
+FindMissing = Callable[
+    [Sequence[TargetSet], Sequence[Shaped[np.ndarray, " example"]]],
+    list[Shaped[np.ndarray, " example"]],
+]
+"""Returns masks of the examples of a batch whose targets are to be stored; it takes the kinds of
+targets and the keys of the examples for each."""
 
 
 @final
@@ -101,6 +105,65 @@ def capture(
         CheckpointError: If the folder holds targets of another teacher, or in another form, or
             another process writes into it.
     """
+    plan = plan_capture(runs, compression, data)
+    with open_writer(folder, plan.manifest, shard_bytes=plan.shard_bytes) as writer:
+        plan.capture(writer, partial(_find_missing, writer), watch)
+        # Of this capture alone: one that was interrupted still lacks targets of its own kinds.
+        return writer.finish(plan.manifest.sections)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturePlan:
+    """Targets that some runs need, and how they are kept."""
+
+    queries: tuple["TeacherQuery", ...]
+    """The targets of each stage."""
+    manifest: Manifest
+    """Manifest of a store without files."""
+    shard_bytes: int
+    """Bytes of targets after which a file is written."""
+
+    def capture(self, writer: ShardWriter, find_missing: FindMissing, watch: Watch | None) -> None:
+        """Run the teacher and hand the targets to a writer.
+
+        Args:
+            writer: Writer of the targets.
+            find_missing: Examples whose targets this process stores.
+            watch: Receives the progress after every step.
+        """
+        done, total = 0, sum(len(query.stage.span.possible_steps) for query in self.queries)
+        for query in self.queries:
+            # Threads as in training: their number decides the order of sums, and so the last
+            # digits.
+            with query.run.settings.stated_threads():
+                for _ in query.capture(writer, find_missing):
+                    done += 1
+                    if watch is not None:
+                        watch(done, total)
+
+
+def _find_missing(
+    writer: ShardWriter,
+    target_sets: Sequence[TargetSet],
+    keys: Sequence[Shaped[np.ndarray, " example"]],
+) -> list[Shaped[np.ndarray, " example"]]:
+    return list(map(writer.find_missing, target_sets, keys))
+
+
+def plan_capture(
+    runs: Sequence[BoundRun], compression: TargetCompression, data: DataFacts
+) -> CapturePlan:
+    """Return the plan of a capture.
+
+    Args:
+        runs: Runs of one live teacher.
+        compression: In which form targets are kept.
+        data: Facts about the data.
+
+    Raises:
+        BindError: If a run has no live teacher or an objective has no targets to store.
+    """
     teacher = runs[0].teacher
     if not isinstance(teacher, LiveTeacher):
         raise BindError(
@@ -114,7 +177,6 @@ def capture(
         )
     # Before hashing the teacher's weights and running it take their time.
     _check_readable(runs, compression)
-    folder = usable_folder(folder, "folder")
     manifest = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
@@ -126,20 +188,9 @@ def capture(
             }.values()
         ),
     )
-    with locked(folder, remedy="wait for its end or take another folder"):
-        # Read under the lock: another capture may have added targets before.
-        writer = ShardWriter(folder, _merged(folder, manifest), shard_bytes=compression.shard_bytes)
-        done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
-        for query in queries:
-            # Threads as in training: their number decides the order of sums, and so the last
-            # digits.
-            with query.run.settings.stated_threads():
-                for _ in query.capture(writer):
-                    done += 1
-                    if watch is not None:
-                        watch(done, total)
-        # Of this capture alone: one that was interrupted still lacks targets of its own kinds.
-        return writer.finish(manifest.sections)
+    return CapturePlan(
+        queries=tuple(queries), manifest=manifest, shard_bytes=compression.shard_bytes
+    )
 
 
 @final
@@ -154,7 +205,7 @@ class TeacherQuery:
     target_sets: list[tuple[TargetSet, int]]
     """Each kind of target, and the number of the objective that reads it."""
 
-    def capture(self, writer: ShardWriter) -> Iterator[None]:
+    def capture(self, writer: ShardWriter, find_missing: FindMissing) -> Iterator[None]:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
         with self._open() as loss:
@@ -165,7 +216,7 @@ class TeacherQuery:
                     for micro_batch in run.stream.batch(step).split(
                         run.settings.gradient_accumulation_steps
                     ):
-                        self._store(writer, loss, micro_batch)
+                        self._store(writer, find_missing, loss, micro_batch)
                 yield
 
     def recomputed(
@@ -218,17 +269,16 @@ class TeacherQuery:
                 )
             yield loss
 
-    def _store(self, writer: ShardWriter, loss: StageLoss, micro_batch: Batch) -> None:
+    def _store(
+        self, writer: ShardWriter, find_missing: FindMissing, loss: StageLoss, micro_batch: Batch
+    ) -> None:
         # On the CPU, before the batch is moved: where nothing is missing, as in a second epoch, the
         # teacher does not run.
         keys = [
             example_keys(micro_batch, selected=target_set.selected)
             for target_set, _ in self.target_sets
         ]
-        missing = [
-            writer.find_missing(target_set, keys_of_set)
-            for (target_set, _), keys_of_set in zip(self.target_sets, keys, strict=True)
-        ]
+        missing = find_missing([target_set for target_set, _ in self.target_sets], keys)
         if not any(is_missing.any() for is_missing in missing):
             return
         placed = self.run.settings.placement.part_of(micro_batch)
@@ -345,47 +395,6 @@ def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
 def _taps(model: TappedModel) -> tuple[str, ...]:
     numbers = range(model.depth + 1) if model.depth else ()
     return tuple(str(model.place(number)) for number in numbers)
-
-
-def _merged(folder: Path, manifest: Manifest) -> Manifest:
-    """Return the manifest of a folder after the capture: present and new target sets.
-
-    Raises:
-        CheckpointError: If the two do not go together.
-    """
-    if not (folder / MANIFEST).is_file():
-        return manifest
-    there = read_manifest(folder)
-    # The new digests win, so the loop compares each stored one with its new one, if there is one.
-    both = {**there.teacher.weights, **manifest.teacher.weights}
-    for reference, digest in there.teacher.weights.items():
-        if both[reference] != digest:
-            raise CheckpointError(
-                f"{str(folder)!r} must hold targets of this teacher {reference!r}, whose weights "
-                f"have the SHA-256 {both[reference][:16]}...; got {digest[:16]}...; capture into "
-                f"another folder"
-            )
-    if there.teacher.precision != manifest.teacher.precision:
-        raise CheckpointError(
-            f"{str(folder)!r} must hold targets of a teacher in {manifest.teacher.precision!r}; "
-            f"got {there.teacher.precision!r}; capture into another folder"
-        )
-    for target_set in manifest.sections:
-        stored_set = there.target_set(target_set.name)
-        # Names leave the codec out, so a folder keeps each kind of target in one form.
-        if stored_set is not None and stored_set != target_set:
-            raise CheckpointError(
-                f"{str(folder)!r} must hold targets packed as {target_set.codec}; got "
-                f"{stored_set.codec}; capture into another folder"
-            )
-    target_sets = {
-        target_set.name: target_set for target_set in (*there.sections, *manifest.sections)
-    }
-    return replace(
-        there,
-        teacher=replace(manifest.teacher, weights=both),
-        sections=tuple(target_sets.values()),
-    )
 
 
 def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
