@@ -32,6 +32,7 @@ from curricle.objectives.channel_selection import ChannelSelection
 from curricle.objectives.projections import Learned
 from curricle.teachers.store.codecs import Exact
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
+from curricle.training.setup.divergence import RollBack, SkipSteps
 
 STEPS, EXAMPLES, INPUTS, CLASSES = 12, 8, 6, 3
 TOKENS, LENGTH = 11, 7
@@ -78,6 +79,34 @@ class Texts:
             selected=places,
             valid=valid,
         )
+
+
+@dataclass
+class FaultyVectors(Vectors):
+    """Vectors, the last of which at step 5 is infinite, each time or when it is first read.
+
+    It belongs to the last process alone.
+    """
+
+    is_once: bool = False
+    num_read: int = 0
+
+    def batch(self, step: int) -> curricle.Batch:
+        batch = super().batch(step)
+        if step == 5:
+            self.num_read += 1
+            if self.num_read == 1 or not self.is_once:
+                assert isinstance(batch.inputs, torch.Tensor)
+                batch.inputs[-1] = torch.inf
+        return batch
+
+
+def run_folder() -> Path:
+    """Return a new folder, the same in all processes of a group."""
+    folders = [tempfile.mkdtemp()]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(folders)
+    return Path(folders[0])
 
 
 def network(width: int, seed: int) -> curricle.MLP:
@@ -164,6 +193,8 @@ class Case:
     reads_text: bool = False
     is_tied: bool = False
     """Whether embedding and head of models of texts are one matrix."""
+    stream: Callable[[], Vectors] | None = None
+    """Returns the data; None for those of the models."""
     teacher: Callable[[], Any] | None = None
     """Returns the teacher; None for a network of its own."""
     changed: Callable[[Any], nn.Module] | None = None
@@ -225,6 +256,18 @@ CASES = {
         reads_text=True,
         changed=with_dropout,
         is_noisy=True,
+    ),
+    "a skipped step": Case(
+        lambda: curricle.one_shot(total=TOTAL),
+        {"on_divergence": SkipSteps()},
+        stream=FaultyVectors,
+    ),
+    "a return to a checkpoint": Case(
+        lambda: curricle.extraction(total=TOTAL, pairs=2, layer_fraction=0.5),
+        {"on_divergence": RollBack(), "save_every": 2, "async_save": True},
+        stream=lambda: FaultyVectors(is_once=True),
+        arguments=lambda: {"output_dir": run_folder()},
+        tolerance=PROJECTED,
     ),
     "the best weights by a function": Case(
         lambda: curricle.one_shot(total=TOTAL),
@@ -315,7 +358,8 @@ def runs(number: int) -> list[tuple[str, str]]:
 def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
     """Return the weights, metrics and usage of a case."""
     make = partial(decoder, is_tied=case.is_tied) if case.reads_text else network
-    stream = Texts() if case.reads_text else Vectors()
+    held_out = Texts() if case.reads_text else Vectors()
+    stream = held_out if case.stream is None else case.stream()
     student: nn.Module = make(8, 1)
     if case.changed is not None:
         student = case.changed(student)
@@ -336,7 +380,7 @@ def distilled(case: Case, *, parallel: str, **changes: Any) -> dict[str, Any]:
         ),
         progress=False,
         **{
-            "evaluation": [stream.batch(10**6 + number) for number in range(3)],
+            "evaluation": [held_out.batch(10**6 + number) for number in range(3)],
             **case.arguments(),
             **changes,
         },

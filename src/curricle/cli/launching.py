@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 
 LAUNCHER, RANK = "curricle.cli.launching", "curricle.cli.rank"
 """Modules of the launcher and of each of its processes."""
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""Signals that the launcher passes on to its processes."""
+SHUTDOWN, GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
+"""Variable with the seconds after a signal in which processes take a step and write a checkpoint,
+before torchrun kills them, and its default here; that of torchrun is 30."""
+POLL_SECONDS = 1.0
 MISTAKE = 2
 """Exit code of a user's mistake."""
 
@@ -53,7 +60,11 @@ def launch(number: int, arguments: Sequence[str]) -> None:
             f"'--nproc' must be left out in a process of a launcher, which has started "
             f"{launchers.num_processes()}; got {number}"
         )
-    torchrun = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(number)]
+    os.environ.setdefault(SHUTDOWN, GRACE)
+    torchrun = [
+        *(sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(number)),
+        *("--signals-to-handle", SIGNALS),
+    ]
     line = [*torchrun, "-m", RANK, *arguments]
     sys.stdout.flush()
     if hasattr(os, "fork"):
@@ -106,6 +117,21 @@ def leave_mistake(error: CurricleError, sentence: str, file: Path) -> None:
     }
     content = {"message": {"message": sentence, "extraInfo": details}}
     file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def end_with_launcher() -> None:
+    """End this process as SIGTERM does once its launcher has been killed, in another thread.
+
+    Otherwise it would train on without a parent, and keep its folder locked.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:

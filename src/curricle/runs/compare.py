@@ -51,8 +51,8 @@ from curricle.teachers.trajectory import Trajectory
 from curricle.trackers import TrackerName, check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import evaluator_of, execute, teacher_metrics, teacher_notes
-from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator
+from curricle.training.loop.outputs import Observer, Outputs
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,

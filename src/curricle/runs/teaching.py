@@ -33,8 +33,8 @@ from curricle.teachers.trajectory import (
 from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import bind
 from curricle.training.distill import evaluator_of, execute, model_facts, run_facts
-from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, chance_of
+from curricle.training.loop.outputs import Observer, Outputs
 from curricle.training.loop.recovery import recovery_notes
 from curricle.training.setup.arguments import (
     AnyModel,

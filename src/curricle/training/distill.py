@@ -40,12 +40,7 @@ from curricle.training.binding.speed import check_speed
 from curricle.training.fast.stacking import fused_steps
 from curricle.training.loop.best import best_weights, check_evaluated
 from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
-from curricle.training.loop.engine import (
-    Observer,
-    Outputs,
-    TrainingRun,
-    single_steps,
-)
+from curricle.training.loop.engine import TrainingRun, single_steps
 from curricle.training.loop.evaluation import (
     Evaluator,
     chance_of,
@@ -55,6 +50,7 @@ from curricle.training.loop.evaluation import (
     with_outputs,
 )
 from curricle.training.loop.fallback import set_damaged_aside
+from curricle.training.loop.outputs import Observer, Outputs
 from curricle.training.loop.recovery import recovery_notes
 from curricle.training.setup.arguments import (
     AnyModel,

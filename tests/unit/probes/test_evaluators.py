@@ -20,8 +20,8 @@ from curricle.probes.forward_passes import Probe
 from curricle.probes.representations import linear_probe
 from curricle.records import EvaluationRecord
 from curricle.training.distill import distill
-from curricle.training.loop.engine import Observer
 from curricle.training.loop.evaluation import Evaluator, label_metrics
+from curricle.training.loop.outputs import Observer
 from curricle.training.setup.settings import TrainingSettings
 
 HELD_OUT = ParityStream(num_inputs=6, degree=2, batch_size=64, seed=0, purpose="evaluation").batch(

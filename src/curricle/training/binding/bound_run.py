@@ -29,6 +29,7 @@ from curricle.models.eligibility import (
 )
 from curricle.models.restoring import mode_notes
 from curricle.models.tapped import Place, TappedModel, tap_number
+from curricle.models.weights import architecture
 from curricle.objectives.base import Objective, explained_objective
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import labeled_output
@@ -248,8 +249,19 @@ def bind(
 
 
 def _place_student(student: TappedModel, settings: TrainingSettings) -> None:
-    """Place the student, with the same weights in every process."""
+    """Place the student, with the same weights in every process.
+
+    Raises:
+        BindError: If it has another architecture in one of them.
+    """
     place_model(settings.placement, student)
+    shapes = settings.placement.gathered([architecture(student.module)])
+    if len(set(shapes)) > 1:
+        raise BindError(
+            f"'student' must have the same architecture in all processes; that of process "
+            f"{next(rank for rank, digest in enumerate(shapes) if digest != shapes[0])}, counted "
+            f"from 0, differs from that of process 0"
+        )
     # Each process may have drawn other weights.
     settings.placement.copy_first((*student.module.parameters(), *student.module.buffers()))
 

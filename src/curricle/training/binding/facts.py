@@ -135,11 +135,16 @@ def differences(folder: Path, facts: Mapping[str, object]) -> str:
         return ""
     except (OSError, ValueError) as error:
         return f"{str(folder / FACTS)!r} cannot name the change: {reason(error)}"
-    return "; ".join(_named(then, facts))
+    return "; ".join(changed_facts(then, facts))
 
 
-def _named(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """Return the changes of facts in words, at most `MOST_CHANGES` of them."""
+def changed_facts(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Return the changes of facts in words, at most `MOST_CHANGES` of them.
+
+    Args:
+        then: Facts of a run.
+        now: Facts that should be the same.
+    """
     # Digests first: what a person cannot look up in a spec must not be cut off by the limit.
     words = [words for name, words in DIGESTS.items() if then.get(name) != now.get(name)]
     words += changes(_legible(then), _legible(now))

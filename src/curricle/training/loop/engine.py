@@ -13,10 +13,9 @@ after each evaluation. All modes are restored after the run.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
-from typing import Literal, NoReturn, final
+from typing import NoReturn, final
 
 import torch
 
@@ -28,23 +27,23 @@ from curricle.models.restoring import modes_kept, modes_of, train
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
-    Record,
     RecoveryRecord,
     StageEndRecord,
     StageRecord,
     Usage,
 )
-from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
+from curricle.training.loop.alike import check_alike
 from curricle.training.loop.best import best_facts, best_weights, check_evaluated
 from curricle.training.loop.checkpoints import CHECKPOINTS
 from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_outputs
 from curricle.training.loop.explained import Explained, explained_before
 from curricle.training.loop.journal import Journal
+from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.recovery import Recovery
 from curricle.training.loop.resuming import RunFolder
@@ -55,25 +54,6 @@ from curricle.training.setup.interrupts import Interrupted, Interrupts
 
 StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
-Observer = Callable[[Record], None]
-"""Function that receives every record; records are immutable and give no access to the engine."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outputs:
-    """Outputs of a run: folder, observers, trajectory."""
-
-    folder: Path | None = None
-    """Run folder; None writes nothing."""
-    observers: tuple[Observer, ...] = ()
-    """Receive every record."""
-    trajectory: TrajectoryWriter | None = None
-    """Keeps the student's weights at chosen steps, as teaching does."""
-    task: str = ""
-    """Description of the data, in a few words."""
-    better: Literal["higher", "lower"] | None = None
-    """Which values of the metric are better, if declared; None leaves it to the metric's name."""
 
 
 @contextmanager
@@ -204,6 +184,7 @@ class TrainingRun:
         # Every checkpoint that will be read is looked at now, before a weight moves.
         if run.teacher is not None:
             run.teacher.check(run.teachers)
+        check_alike(run.settings.placement, self._journal.facts, run.stream.batch(0))
         if self.outputs.folder is not None:
             # Here, and not at the first checkpoint, when steps would be lost.
             check_savable(module)

@@ -80,7 +80,9 @@ class Journal:
         """Checkpoint from which the run goes on; None if it begins."""
         self.usage = Usage()
         """Consumed by that checkpoint."""
-        self._observers, self._facts = tuple(observers), facts
+        self.facts = facts
+        """Facts on which the result of the run depends."""
+        self._observers = tuple(observers)
         self._best, self._recovery, self._is_writer = best, recovery, placement.is_writer
         self._placement = placement
         self._writer: RecordWriter | None = None
@@ -156,7 +158,7 @@ class Journal:
 
     def _reason(self, files: RunFolder, records: Sequence[Record]) -> str:
         """Return the changed facts, and the remedy for a finished run, as the end of an error."""
-        changes = differences(files.folder, self._facts)
+        changes = differences(files.folder, self.facts)
         is_finished = bool(records) and isinstance(records[-1], EndRecord)
         end = (
             f"; a finished run cannot be prolonged or changed, since its schedule belongs to its "
@@ -175,7 +177,7 @@ class Journal:
             self.write(opening)
             if self._is_writer:
                 # After the record, whose digest decides; facts only name what differs.
-                write_facts(files.folder, self._facts)
+                write_facts(files.folder, self.facts)
             return
         self._restore(files, self.resumed)
         # The file has it already; these observers have not seen it.
@@ -213,11 +215,14 @@ class Journal:
             Whether there was a checkpoint.
         """
         self.wait()
+        # A checkpoint of the first process, which a thread of it may have been writing.
+        self._placement.wait()
         files = self.files
         checkpoint = None if files is None else files.newest()
-        if files is None or self._writer is None or checkpoint is None:
+        if files is None or checkpoint is None:
             return False
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         self._timeline.restart()
         self.resumed = checkpoint
         state = self._restore(files, checkpoint)
@@ -234,9 +239,13 @@ class Journal:
                 usage=self.usage,
             )
         )
-        self._writer.sync()
-        # A run that is interrupted before its next checkpoint must not return here at the old rate.
-        replace_state(checkpoint, self._state(self.usage))
+        # All processes have read the checkpoint before its state is replaced.
+        self._placement.wait()
+        if self._writer is not None:
+            self._writer.sync()
+            # A run that is interrupted before its next checkpoint must not return here at the old
+            # rate.
+            replace_state(checkpoint, self._state(self.usage))
         return True
 
     @property

@@ -207,7 +207,7 @@ class Recovery:
         # A disk that refuses must not hide the failure itself.
         with suppress(CheckpointError), new_folder(path) as temporary:
             with serializing(path):
-                save_file(_tensors(batch), temporary / BATCH)
+                save_file(batch_tensors(batch), temporary / BATCH)
             text = json.dumps({"step": step, **facts}, indent=1)
             (temporary / FAILURE).write_text(text, encoding="utf-8")
             (temporary / SEAL).write_text(folder_seal(temporary, [BATCH, FAILURE]))
@@ -254,8 +254,12 @@ def clear_failed_steps(folder: Path) -> None:
     remove_leftovers(folder / FAILED, r"step-\d{9,}")
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    """Return the tensors of a batch by the names of its fields, and of inputs within them."""
+def batch_tensors(batch: Batch) -> dict[str, Tensor]:
+    """Return copies of the tensors of a batch on the CPU, by names of its fields and inputs.
+
+    Args:
+        batch: The batch.
+    """
     fields: dict[str, Mapping[str, Tensor]] = {
         "inputs": named(batch.inputs),
         "teacher_inputs": named(batch.teacher_inputs),

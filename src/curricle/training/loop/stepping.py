@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curricle import seeding
 from curricle.data.batch import Batch
@@ -376,8 +376,7 @@ class Stepper:
         if fault or not self._can_skip:
             return fault
         # An infinite gradient of a finite loss would destroy the weights, which no skip mends.
-        gradients = [weight.grad for weight in self._parameters if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients).item()
+        norm = self._placement.gradient_norm(self._parameters).item()
         return "" if math.isfinite(norm) else f"'gradient' must be finite; got a norm of {norm}"
 
     def _failed(self, fault: str, step: int) -> str:

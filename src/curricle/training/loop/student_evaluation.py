@@ -102,7 +102,10 @@ class StudentEvaluation:
         module.eval()
         try:
             with torch.no_grad(), settings.autocast():
-                return plain_metrics(self._evaluate(self._run.student), *self._names)
+                metrics = plain_metrics(self._evaluate(self._run.student), *self._names)
+            # A function of the caller may draw its own samples in each process, which must decide
+            # alike whether a stage ends or weights are the best.
+            return settings.placement.of_first(metrics)
         finally:
             module.train()
             set_modes(self.modes)

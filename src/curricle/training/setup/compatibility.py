@@ -18,7 +18,6 @@ _SECONDS = "students that share a teacher share the machine, so seconds of one a
 _ONE_PROCESS = "students of one teacher train in one process"
 _BLOCK_LOSSES = "the losses of a block are known after its updates"
 _TURNS = "students of one teacher are at one step, and one cannot return to an earlier one alone"
-_AGREED = "processes would have to agree on every failed step"
 _COST = "FLOPs and seconds depend on whether the teacher runs"
 
 INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
@@ -67,9 +66,6 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("batch_students", "explosion"): f"{_BATCHED} are judged together",
         ("batch_students", "roll_back"): _TURNS,
         ("share_teacher", "roll_back"): _TURNS,
-        ("parallel", "skip"): _AGREED,
-        ("parallel", "explosion"): _AGREED,
-        ("parallel", "roll_back"): _AGREED,
         # Micro-batches are halved between the passes of a single student.
         ("compiled_steps", "halve"): f"{_FUSED} {_NO_ACCUMULATION}",
         ("batch_students", "halve"): f"{_BATCHED} {_NO_ACCUMULATION}",

@@ -114,6 +114,10 @@ class Placement(ABC):
         """Return a number of which some process has been told, such as a signal; else None."""
         return number
 
+    def of_first(self, item: Item) -> Item:
+        """Return the item of the first process."""
+        return item
+
     @abstractmethod
     def wait(self) -> None:
         """Wait until all processes have come here."""
@@ -163,6 +167,12 @@ class Placement(ABC):
         """
         place_model(self, model)
         return model
+
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Return the norm of all gradients over all processes, without axes."""
+        return nn.utils.get_total_norm(
+            [weight.grad for weight in parameters if weight.grad is not None]
+        )
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         """Scale gradients down to a largest norm, that of all of them over all processes."""

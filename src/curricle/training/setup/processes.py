@@ -16,31 +16,22 @@ References:
     Li et al. 2020, PyTorch Distributed, arXiv 2006.15704.
 """
 
-import atexit
-import gc
-import importlib
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import timedelta
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from inspect import signature
-from operator import attrgetter
 from typing import final
 
 import torch
 from torch import Tensor, distributed, nn
-from torch._C._distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from curricle.colocation import moved_to
 from curricle.data.batch import Batch
-from curricle.errors import BindError, DataError, LostProcessError, visible
+from curricle.errors import BindError, DataError
 from curricle.models.hooked import HookedModel
-from curricle.models.shares import SHARES
 from curricle.models.tapped import TappedModel
 from curricle.training.setup import launchers
 from curricle.training.setup.placement import (
@@ -50,73 +41,25 @@ from curricle.training.setup.placement import (
     find_placement,
     kind_of,
 )
+from curricle.training.setup.process_group import joined
 
 HAS_RENAMED_BUFFERS = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 """Whether copies of buffers in each forward pass are named as from torch 2.13 on."""
-LONGEST_REASON = 300
-"""Characters of an error that others read of a process."""
-READERS = ("torch._dynamo", "torch.distributed.fsdp")
-"""Modules of torch that, imported after the group is made, hold it, with its threads, to the
-end of the process."""
-CACHES = (
-    "debug:_clear_sharding_prop_cache",
-    "_redistribute:clear_redistribute_planner_cache",
-    "_redistribute:_gen_transform_infos.cache_clear",
-    "_collective_utils:MeshTopoInfo.build_from_mesh.cache_clear",
-)
-"""Functions of torch that clear the caches in which shares leave their mesh, hence the group."""
-MOST_WAIT = 5.0
-"""Seconds in which processes find out which of them are lost."""
-
-
-def _leave_group() -> None:
-    """Destroy the group, and free what else holds it: its threads end with the last reference."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-    for name in CACHES if SHARES in sys.modules else ():
-        path, _, function = name.partition(":")
-        # Without such a cache, as in other versions of torch, nothing is to be cleared.
-        with suppress(ImportError, AttributeError):
-            attrgetter(function)(importlib.import_module(f"{SHARES}.{path}"))()
-    gc.collect()
 
 
 class Processes(Placement, ABC):
     """Processes that each compute on a share of every batch."""
 
     def __init__(self, kind: str, timeout: float) -> None:
-        """Join the group of processes, which is made unless the caller has made one.
+        """Join the group of processes; see `joined`.
 
         Args:
             kind: `cpu` or `cuda`.
-            timeout: Seconds within which a process must answer; of a group that is there already
-                its own counts.
+            timeout: Seconds within which a process must answer.
         """
         super().__init__(kind)
-        self._timeout = timeout
-        self._store: Store | None = None
-        if kind == "cuda":
-            torch.cuda.set_device(launchers.local_rank())
-        if not distributed.is_initialized():
-            for name in READERS:
-                importlib.import_module(name)
-            # Kept, so that a process can look for others when the exchange with them has failed.
-            store, rank, number = next(rendezvous("env://"))
-            # The store may outlive the processes, and hold addresses of those before a restart.
-            store = PrefixStore(str(launchers.restarts()), store)
-            distributed.init_process_group(
-                "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl",
-                store=PrefixStore("group", store),
-                rank=rank,
-                world_size=number,
-                timeout=timedelta(seconds=timeout),
-            )
-            self._store = PrefixStore("curricle", store)
-            if kind == "cpu":
-                # A thread of gloo that outlives the interpreter can abort the end of the process,
-                # with exit code 134.
-                atexit.register(_leave_group)
-        self._rank, self._number = distributed.get_rank(), distributed.get_world_size()
+        self._group = joined(kind, timeout)
+        self._rank, self._number = self._group.rank, self._group.size
         self._device = torch.device(kind)
 
     @property
@@ -190,6 +133,12 @@ class Processes(Placement, ABC):
         distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
         return None if largest < 0 else int(largest)
 
+    def of_first(self, item: Item) -> Item:
+        """Return the item of the first process, which must be one that can be pickled."""
+        items = [item]
+        distributed.broadcast_object_list(items, device=torch.device("cpu"))
+        return items[0]
+
     def wait(self) -> None:
         """Wait until all processes have come here."""
         # A barrier of NCCL would be queued on the GPU.
@@ -208,54 +157,12 @@ class Processes(Placement, ABC):
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self._number
 
-    @contextmanager
-    def lost_process_errors(self) -> Iterator[None]:
-        """Name the processes that are lost, if the exchange with them fails inside the block.
+    def lost_process_errors(self) -> AbstractContextManager[None]:
+        """Return a context in which the processes that are lost are named in the error.
 
-        An error of this process alone is noted for the others, whose exchange with it fails when it
-        ends, or after the timeout if it does not.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            LostProcessError: If a process has ended, or has not answered within the timeout.
-            BaseException: Any other of the block.
+        An error of this process alone is noted for the others.
         """
-        store = self._store
-        if store is None:
-            yield
-            return
-        forget_end(store, self._rank)
-        try:
-            yield
-        except BaseException as error:
-            # Also an error of a pass of a model, inside of which weights or buffers are exchanged.
-            if not is_failed_exchange(error):
-                note_end(store, self._rank, error)
-                raise
-            lost = self._lost(store)
-            if not lost:
-                raise
-            raise LostProcessError(
-                f"{lost}; the run goes on from its newest checkpoint by resuming it"
-            ) from error
-
-    def _lost(self, store: Store) -> str:
-        """Return the words for the processes that are lost; empty if there are none."""
-        if ends := noted_ends(store, self._number):
-            # The others, if there are any, are a consequence of it or likewise a cause.
-            rank = min(ends)
-            return f"process {rank} of {self._number}, counted from 0, has ended by {ends[rank]}"
-        lost = absent(store, self._rank, self._number, wait=min(MOST_WAIT, self._timeout))
-        if not lost:
-            return ""
-        names = " and ".join(map(str, lost))
-        return (
-            f"process {names} of {self._number}, counted from 0, must answer within the "
-            f"{self._timeout:g} seconds of 'timeout'; it has ended or hangs, and its own output "
-            f"has the reason"
-        )
+        return self._group.lost_process_errors()
 
     @abstractmethod
     @contextmanager
@@ -289,71 +196,6 @@ class DataParallel(Processes):
         """
         with hooked(model).wrapped(_wrapped) as module:
             yield module.no_sync
-
-
-def note_end(store: Store, rank: int, error: BaseException) -> None:
-    """Note for other processes that an error of its own ends a process.
-
-    Args:
-        store: Store of the group.
-        rank: The process.
-        error: The error.
-    """
-    reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    # The process that holds the store may have ended first.
-    with suppress(RuntimeError):
-        store.set(f"ended/{rank}", visible(reason)[:LONGEST_REASON])
-
-
-def forget_end(store: Store, rank: int) -> None:
-    """Remove what an earlier run of this process has noted."""
-    with suppress(RuntimeError):
-        for note in ("ended", "failed"):
-            store.delete_key(f"{note}/{rank}")
-
-
-def noted_ends(store: Store, number: int) -> dict[int, str]:
-    """Return the errors that have ended processes, by rank.
-
-    Args:
-        store: Store of the group.
-        number: Number of processes.
-    """
-    ends: dict[int, str] = {}
-    with suppress(RuntimeError):
-        for rank in range(number):
-            if store.check([f"ended/{rank}"]):
-                ends[rank] = store.get(f"ended/{rank}").decode()
-    return ends
-
-
-def is_failed_exchange(error: BaseException) -> bool:
-    """Return whether an error is that of an exchange between processes."""
-    # Errors of gloo are plain ones, and have the path of its source.
-    return isinstance(error, distributed.DistError) or "/gloo/" in str(error)
-
-
-def absent(store: Store, rank: int, number: int, *, wait: float) -> list[int]:
-    """Return the ranks of the processes that do not note within some seconds that they live.
-
-    Each process notes it when its own exchange with others has failed, as it does in all but the
-    lost ones at about the same time.
-
-    Args:
-        store: Store of the group.
-        rank: This process.
-        number: Number of processes.
-        wait: Seconds to wait for the others.
-    """
-    keys = {member: f"failed/{member}" for member in range(number)}
-    try:
-        store.set(keys[rank], "")
-        with suppress(RuntimeError):
-            store.wait([*keys.values()], timedelta(seconds=wait))
-        return [member for member, key in keys.items() if not store.check([key])]
-    except RuntimeError:
-        # The store itself is lost, with the process that holds it.
-        return [0] if rank and launchers.holds_store() else []
 
 
 def hooked(

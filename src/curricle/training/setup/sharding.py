@@ -29,11 +29,12 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -130,9 +131,11 @@ class FullyShard(Processes):
                 f"student once; got {replicas}"
             )
         # Two axes only where there are several groups: torch adds up gradients along the first.
-        shape = (number,) if replicas == 1 else (replicas, number // replicas)
-        names = ("replica", "share")[-len(shape) :]
-        self._mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+        self._mesh = (
+            init_device_mesh(kind, (number,), mesh_dim_names=("share",))
+            if replicas == 1
+            else _mesh(kind, replicas, number // replicas, timeout=self._group.timeout)
+        )
 
     @contextmanager
     def sharded(self, model: TappedModel) -> Iterator[TappedModel]:
@@ -193,21 +196,23 @@ class FullyShard(Processes):
         divided.wrap(lambda outermost: _shard(divided, outermost, self._mesh))
         return divided
 
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-        """Scale gradients down to a largest norm, that of shares and of whole gradients."""
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Return the norm of all gradients, of shares and of whole ones, without axes."""
         gradients = [weight.grad for weight in parameters if weight.grad is not None]
         groups = [
             [gradient for gradient in gradients if is_share(gradient) is are_shares]
             for are_shares in (True, False)
         ]
         norms = [whole(nn.utils.get_total_norm(group)) for group in groups if group]
-        if not norms:
-            return
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        """Scale gradients down to a largest norm, that of shares and of whole gradients."""
         # As in torch.nn.utils.clip_grad_norm_, without its look at a number on a GPU.
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor)
+        factor = (max_norm / (self.gradient_norm(parameters) + 1e-6)).clamp(max=1.0)
+        for weight in parameters:
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
 
     @contextmanager
     def synchronized(
@@ -230,6 +235,26 @@ class FullyShard(Processes):
                 root.set_requires_gradient_sync(True)
 
         yield unsummed
+
+
+def _mesh(kind: str, replicas: int, shares: int, *, timeout: float) -> DeviceMesh:
+    """Return the processes as a mesh of (replica, share).
+
+    Args:
+        kind: `cpu` or `cuda`.
+        replicas: Number of groups of processes that each hold the student once.
+        shares: Number of processes in each.
+        timeout: Seconds within which a process must answer. `init_device_mesh` would make groups
+            with torch's own timeout, of half an hour.
+    """
+    ranks = torch.arange(replicas * shares).view(replicas, shares)
+    own = [
+        distributed.new_subgroups_by_enumeration(rows.tolist(), timeout=timedelta(seconds=timeout))[
+            0
+        ]
+        for rows in (ranks.T, ranks)
+    ]
+    return DeviceMesh.from_group(own, kind, mesh=ranks, mesh_dim_names=("replica", "share"))
 
 
 def _copied(model: HookedModel, tensors: Mapping[int, Tensor], role: _Role) -> HookedModel:

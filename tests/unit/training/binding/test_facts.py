@@ -23,8 +23,8 @@ from curricle.training.binding.facts import (
     write_facts,
 )
 from curricle.training.distill import execute
-from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
+from curricle.training.loop.outputs import Outputs
 from curricle.training.setup.optimizers import SGD
 from curricle.values import fingerprint
 from tests.parts import Tuned, bound, mlp, parity

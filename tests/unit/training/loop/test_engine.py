@@ -55,7 +55,7 @@ from curricle.training.loop.checkpoints import (
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.engine import Outputs
+from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.resuming import FINISHED
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer

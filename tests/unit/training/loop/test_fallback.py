@@ -17,8 +17,8 @@ from curricle.models.tapped import TappedModel
 from curricle.records import RECORDS, Record, RecoveryRecord, StepRecord, read_records
 from curricle.training.distill import Result, distill, execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, OPTIMIZER, STATE, STUDENT
-from curricle.training.loop.engine import Outputs
 from curricle.training.loop.fallback import NOTES, read_fallbacks, set_damaged_aside
+from curricle.training.loop.outputs import Outputs
 from curricle.training.setup.settings import TrainingSettings
 from tests.parts import INPUTS, bound, mlp, parity
 

@@ -31,7 +31,7 @@ from curricle.records import (
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint, read_state
-from curricle.training.loop.engine import Outputs
+from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.recovery import (
     BATCH,
     FAILED,

@@ -16,8 +16,8 @@ from curricle.curriculum.strategies import extraction, one_shot
 from curricle.errors import BindError
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
-from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
+from curricle.training.loop.outputs import Outputs
 from curricle.training.setup.torch_state import (
     check_single_process,
     standard_state,
