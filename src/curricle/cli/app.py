@@ -521,15 +521,10 @@ def _set_damaged_aside(run: Path) -> None:
 
 
 def _say_stopped(error: KeyboardInterrupt, spec: "RunSpec", again: str = "") -> None:
-    """Print that a command was interrupted, and the effect of resuming.
-
-    One of several processes prints.
-    """
-    if launchers.rank():
-        return
+    """Print that a command was interrupted, and the effect of resuming."""
     has_saved = getattr(error, "checkpoint", None) is not None
     remedy = _remedy(spec, again, has_saved=has_saved)
-    print(f"curricle: stopped{signal_words(error)}; {visible(remedy)}", file=sys.stderr)
+    launching.say_stopped(f"stopped{signal_words(error)}; {visible(remedy)}")
 
 
 def _run(command: str, spec: "RunSpec", placing: Placing) -> None:

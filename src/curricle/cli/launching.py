@@ -9,6 +9,7 @@ names for it, since all processes make the same mistake and each would print it.
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import typer
@@ -38,8 +40,13 @@ SHUTDOWN, GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
 """Variable with the seconds after a signal in which processes take a step and write a checkpoint,
 before torchrun kills them, and its default here; that of torchrun is 30."""
 POLL_SECONDS = 1.0
+STOP_NOTE = "CURRICLE_STOP_NOTE"
+"""Variable with the file in which the first process leaves its sentence about a signal."""
 MISTAKE = 2
 """Exit code of a user's mistake."""
+KILLED_AFTER = 20
+"""Seconds after another process has failed from which on the launcher may have killed a process:
+torchrun waits 30."""
 
 
 def launch(number: int, arguments: Sequence[str]) -> None:
@@ -134,6 +141,21 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def say_stopped(sentence: str) -> None:
+    """Print that a signal has ended a command, or leave that to the launcher, if there is one.
+
+    It knows the cause: it ends processes by a signal, too, after another one has failed.
+
+    Args:
+        sentence: The sentence.
+    """
+    note = os.environ.get(STOP_NOTE)
+    if note is None:
+        print(f"curricle: {sentence}", file=sys.stderr)
+    elif launchers.rank() == 0:
+        Path(note).write_text(sentence, encoding="utf-8")
+
+
 def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:
     """Return the last line about failed processes, and the exit code of the command.
 
@@ -150,8 +172,15 @@ def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:
         rank for rank in sorted(reports) if not reports[rank]["extraInfo"]["is_consequence"]
     ]
     silent = sorted(failures.keys() - reports, key=lambda rank: failures[rank].timestamp)
-    # The launcher ends the remaining processes by SIGTERM.
-    causes = [rank for rank in silent if failures[rank].exitcode not in (-signal.SIGTERM, 143)]
+    # The launcher ends the remaining processes by SIGTERM, and by SIGKILL those that do not end:
+    # one that hangs is missed by others long before that.
+    missed = min((failures[rank].timestamp for rank in reports), default=math.inf)
+    causes = [
+        rank
+        for rank in silent
+        if failures[rank].exitcode not in (-signal.SIGTERM, 143)
+        and failures[rank].timestamp < missed + KILLED_AFTER
+    ]
     rank = [*mistakes, *causes, *sorted(reports), *silent][0]
     if rank in reports:
         # The launcher may have ended the process after its report.
@@ -159,7 +188,8 @@ def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:
     code = failures[rank].exitcode
     place = f"process {rank}, counted from 0,"
     if code < 0:
-        return f"{place} was ended by {signal.Signals(-code).name}", 128 - code
+        name = signal.Signals(-code).name
+        return f"{place} was ended by {name}; the run goes on by resuming it", 128 - code
     return f"{place} ended with exit code {code}", code
 
 
@@ -180,14 +210,24 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("api", "errors.error_handler"):
         logger = logging.getLogger(f"torch.distributed.elastic.multiprocessing.{name}")
         logger.setLevel(logging.CRITICAL)
-    try:
-        run.main(list(arguments))
-    except ChildFailedError as error:
-        sentence, code = failure_end(error.failures)
-        print(f"curricle: {visible(sentence)}", file=sys.stderr)
-        sys.exit(code)
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
+    with TemporaryDirectory() as folder:
+        note = Path(folder, "stopped")
+        os.environ[STOP_NOTE] = str(note)
+        try:
+            run.main(list(arguments))
+        except ChildFailedError as error:
+            sentence, code = failure_end(error.failures)
+        except SignalException as error:
+            number = signal.Signals(error.sigval)
+            # A process that was ended at once has left none.
+            sentence = f"stopped by {number.name}"
+            if note.is_file():
+                sentence = note.read_text(encoding="utf-8")
+            code = 128 + number
+        else:
+            return
+    print(f"curricle: {visible(sentence)}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,20 @@ def test_a_killed_process_is_named_and_not_the_one_that_misses_it(tmp_path: Path
         2: failed(tmp_path, 2, -signal.SIGTERM),
     }
     end = launching.failure_end(failures)
-    assert end == ("process 1, counted from 0, was ended by SIGKILL", 128 + 9)
+    assert end == (
+        "process 1, counted from 0, was ended by SIGKILL; the run goes on by resuming it",
+        128 + 9,
+    )
+
+
+def test_a_process_that_hangs_is_that_which_others_miss_before_the_launcher_kills_it(
+    tmp_path: Path,
+) -> None:
+    missing = failed(tmp_path, 0, 2, LostProcessError("process 1 must answer within 10 seconds"))
+    killed = failed(tmp_path, 1, -signal.SIGKILL)
+    killed.timestamp = missing.timestamp + 30
+    end = launching.failure_end({0: missing, 1: killed})
+    assert end == ("process 1 must answer within 10 seconds", 2)
 
 
 def test_a_process_with_a_traceback_is_named_with_its_exit_code(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import final
 
+from curricle.training.setup import launchers
+
 
 def interrupt(number: int, _frame: FrameType | None) -> None:
     """Handle a signal before and after a run, when there is no step to wait for.
@@ -158,7 +160,7 @@ class Interrupts:
         if self._raises or self.requested is not None:
             raise Interrupted(number)
         self.requested = number
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and launchers.rank() == 0:
             # The step, or an evaluation, may take long; silence would look like a hang.
             LOGGER.warning("stopping after this step; press ctrl-C again to stop at once")
 
