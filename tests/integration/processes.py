@@ -5,6 +5,7 @@ As a program it trains all of `CASES`, and some of them sharded, in one process 
 trained weights, metrics and usage to the folder.
 """
 
+import hashlib
 import importlib
 import json
 import logging
@@ -326,8 +327,22 @@ SHARDED = (
     "checkpoints of the teacher in turns",
     "a trained projection",
     "padded text, the embedding, tied to a head in chunks",
+    "a stage in float64 that ends early",
+    "centered targets, made ahead",
+    "a start by least squares that needs no layers",
+    "stored targets",
+    "a return to a checkpoint",
 )
 """Cases that four processes run in shares; two run all."""
+REPLICATED = (
+    "stages that end early, clipped, in micro-batches",
+    "checkpoints of the teacher in turns",
+    "a stage in float64 that ends early",
+    "a start by least squares that needs no layers",
+    "stored targets",
+    "a skipped step",
+)
+"""Cases that four processes run in two replicas."""
 TAUGHT = (
     "stages that end early, clipped, in micro-batches",
     "a stage in float64 that ends early",
@@ -344,14 +359,14 @@ TAUGHT = (
 def runs(number: int) -> list[tuple[str, str]]:
     """Return the placements and cases that a group of processes runs."""
     sharded = CASES if number == 2 else SHARDED
-    groups = () if number == 2 else SHARDED[:1]
+    replicated = () if number == 2 else REPLICATED
     taught = TAUGHT if number == 2 else TAUGHT[:4]
     return [
         *(("ddp", name) for name in CASES),
         *(("fsdp2", name) for name in sharded),
-        *(("fsdp2, two replicas", name) for name in groups),
+        *(("fsdp2, two replicas", name) for name in replicated),
         *(("fsdp2, teacher in shares", name) for name in taught),
-        *(("fsdp2, two replicas, teacher in shares", name) for name in groups),
+        *(("fsdp2, two replicas, teacher in shares", name) for name in replicated[:1]),
     ]
 
 
@@ -466,6 +481,8 @@ def main() -> None:
     results = [distilled(CASES[name], parallel=parallel) for parallel, name in runs(world_size)]
     if rank == 0:
         write_results(results, folder / "results")
+    weights = [weights_of(result["weights"]) for result in results]
+    (folder / f"weights-{rank}.json").write_text(json.dumps(weights))
     (folder / f"collectives-{rank}.json").write_text(json.dumps(count_collectives()))
     for parallel in ("ddp", "fsdp2"):
         try:
@@ -479,6 +496,14 @@ def main() -> None:
     # of gloo ("terminate called without an active exception"), after the last line of Python.
     sys.stdout.flush()
     os._exit(0)
+
+
+def weights_of(tensors: dict[str, torch.Tensor]) -> str:
+    """Return a digest of weights."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_results(results: list[dict[str, Any]], folder: Path) -> None:

@@ -103,6 +103,12 @@ def test_several_processes_train_the_student_of_one(
     assert result["usage"] == expected["usage"]
 
 
+def test_every_process_has_the_same_weights_at_the_end(group: Path) -> None:
+    digests = [json.loads(path.read_text()) for path in sorted(group.glob("weights-*.json"))]
+    assert len(digests) == int(group.name.removeprefix("processes-")[0])
+    assert digests == [digests[0]] * len(digests)
+
+
 def test_masks_of_dropout_are_those_of_the_rank_in_any_placement(
     pair: Path, alone: dict[str, dict[str, Any]]
 ) -> None:
