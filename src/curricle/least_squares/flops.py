@@ -1,6 +1,6 @@
 """FLOPs of a warm start: counted while it runs; those of a fit of blocks estimated before.
 
-Counted are, beside what torch counts (matrix products, convolutions, attention), the factorizations
+Counted are, beside torch's counts (matrix products, convolutions, attention), the factorizations
 and solutions of linear systems, whose sizes are those of moments. Passes of the teacher are counted
 apart; all else belongs to the student: its passes, moments and solutions.
 
@@ -84,7 +84,7 @@ class StartFlops(TorchDispatchMode):
 
         Args:
             teacher: The teacher, whose passes are inside `passes_of`.
-            computes: False to leave out what is counted: results have the right shape and are zero.
+            computes: False to leave counted operations out: results are zeros of the right shape.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.teacher_module = teacher
@@ -147,7 +147,7 @@ def _zeros(
 
 @contextmanager
 def passes_of(module: nn.Module) -> Iterator[None]:
-    """Count what a module computes as the teacher's, if it is the teacher of the start that runs.
+    """Count passes of a module as the teacher's, if it is the teacher of the start that runs.
 
     Yields:
         Nothing.
@@ -168,8 +168,8 @@ def planned_flops(
 ) -> tuple[int, int]:
     """Return the FLOPs of a fit of blocks, of the student and of the teacher, estimated.
 
-    Left out is what does not grow with the calibration: solutions, the map of the stream, and the
-    examples by which roles are determined.
+    Left out are costs that do not grow with the calibration: solutions, the map of the stream, and
+    the examples by which roles are determined.
 
     Args:
         student: The student.

@@ -373,7 +373,7 @@ def open_tokenizer(path: str) -> Tokenizer:
 def _require_padding(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     """Let a tokenizer without a padding token, as those of decoders, pad with the end of a text.
 
-    What stands there is masked.
+    The tokens there are masked.
 
     Args:
         tokenizer: Tokenizer of transformers.
@@ -518,7 +518,7 @@ def _open(auto_class: str, folder: Path, **settings: object) -> OpenedFolder:
 
 
 def _load(auto_class: Any, folder: Path, **settings: object) -> Any:  # noqa: ANN401 - no types
-    """Return what a class of transformers reads from a folder.
+    """Return the object that a class of transformers reads from a folder.
 
     Raises:
         CheckpointError: If it cannot; its reason is given.

@@ -280,7 +280,7 @@ class SentenceEncoderSpec:
         )
 
     def _opened(self, path: str, num_inputs: int, num_positions: int) -> SentenceEncoder:
-        """Return the encoder of a folder, with what the fields change of its pooling."""
+        """Return the encoder of a folder, with the fields' changes of its pooling."""
         modules = _modules(Path(path))
         home = next((place for kind, place in modules if kind == "Transformer"), Path(path))
         pooling: Pooling = "mean"

@@ -300,7 +300,7 @@ class RunSpec:
         """Check that shared teacher, budget, stored targets and settings fit.
 
         Raises:
-            SpecError: If two exclude each other, or a shared teacher lacks what it needs.
+            SpecError: If two exclude each other, or a shared teacher lacks a setting that it needs.
         """
         way = "batch_students" if self.batch_students else "share_teacher"
         is_shared = self.batch_students or self.share_teacher
