@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -61,7 +62,7 @@ def _number(matrices: Tensor) -> int:
     return matrices.shape[:-2].numel()
 
 
-_SOLVERS: Mapping[Any, Callable[..., float]] = {
+_SOLVERS: Mapping[OpOverloadPacket, Callable[..., float]] = {
     torch.ops.aten._linalg_solve_ex: _solution,  # noqa: SLF001 - torch's name
     torch.ops.aten.linalg_solve_triangular: _triangular_solution,
     torch.ops.aten._linalg_svd: _svd,  # noqa: SLF001 - torch's name
@@ -107,11 +108,11 @@ class StartFlops(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - as torch has it
+        func: OpOverload,
         types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - as torch has it
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         """Return the output of an operation, which is counted."""
         keywords = kwargs or {}
         operation, count = func._overloadpacket, 0  # noqa: SLF001 - as in torch's own counter
@@ -131,15 +132,15 @@ class StartFlops(TorchDispatchMode):
 
 def _zeros(
     func: Callable[..., object],
-    *args: Any,  # noqa: ANN401 - as torch has it
-    **keywords: Any,  # noqa: ANN401 - as torch has it
+    *args: object,
+    **keywords: object,
 ) -> object:
     """Return zeros in the shape of an operation's output."""
     tensors = [entry for entry in tree_leaves((args, keywords)) if isinstance(entry, Tensor)]
     shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, keywords))
     output: object = tree_map_only(
         Tensor,
-        lambda tensor: torch.zeros_like(tensor, device=tensors[0].device),
+        lambda tensor: tensors[0].new_zeros(tensor.shape, dtype=tensor.dtype),
         func(*shapes[0], **shapes[1]),
     )
     return output

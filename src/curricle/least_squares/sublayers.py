@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,9 @@ TOLERANCE = 1e-2
 class BlockCall:
     """Arguments of a block in one pass, apart from the state."""
 
-    args: tuple[Any, ...]
+    args: tuple[object, ...]
     """Further positional arguments."""
-    keywords: Mapping[str, Any]
+    keywords: Mapping[str, object]
     """Keyword arguments."""
     state_keyword: str = ""
     """Name of the state if it is passed by keyword; otherwise it is the first argument."""
@@ -49,9 +49,10 @@ class BlockCall:
     def in_float32(self) -> "BlockCall":
         """Return the call with all floating-point arguments in float32."""
 
-        def cast(value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
-            is_float = isinstance(value, Tensor) and value.is_floating_point()
-            return value.float() if is_float else value
+        def cast(value: object) -> object:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.float()
+            return value
 
         args, keywords = _pytree.tree_map(cast, (self.args, dict(self.keywords)))
         return BlockCall(args, keywords, self.state_keyword)

@@ -26,7 +26,7 @@ from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.protocols import Tokenizer
 from curricle.values import value
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import Document, from_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ class HuggingFaceSpec:
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
     """Output of the head: tokens, or classes or values of the whole input or of its positions."""
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Document = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
     def build(
@@ -103,7 +103,7 @@ class HuggingFaceSpec:
         """
         transformers = _transformers()
         fields = _config_fields(transformers, self.model_type, self.config)
-        settings = self._sizes(num_inputs, num_classes, num_positions) | self.config
+        settings: Document = self._sizes(num_inputs, num_classes, num_positions) | self.config
         if self.head != "image_classification":
             settings = {
                 "pad_token_id": padding_token,

@@ -269,7 +269,7 @@ def _copied(model: HookedModel, tensors: Mapping[int, Tensor], role: _Role) -> H
         BindError: If it cannot be copied.
     """
     try:
-        return copy.deepcopy(model, dict[int, Any](tensors))
+        return copy.deepcopy(model, dict[int, object](tensors))
     except (RuntimeError, TypeError) as error:
         raise BindError(
             f"{role.name} must be a module that copy.deepcopy can copy for {role.setting}; "
