@@ -108,8 +108,12 @@ def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
     where, rule = f"{path!r}: " if path else "", _rule(first)
     if first["type"] in ("value_error", "assertion_error", "union_tag_invalid"):
         return f"{where}{rule}"
-    # A field of several types breaks the rule of each.
-    choices = [_choice(detail) for detail in further if _path(detail, data) == place]
+    # A field of several types breaks the rule of each; a name and its value are judged apart.
+    choices = [
+        _choice(detail)
+        for detail in further
+        if _path(detail, data) == place and _is_of_name(detail) == _is_of_name(first)
+    ]
     rule = " or ".join(dict.fromkeys([rule, *choices]))
     got = "" if first["type"].startswith("missing") else f"; got {short(_actual(first))}"
     return f"{where}{rule}{got}{_remedy([first, *further], data)}"
@@ -165,6 +169,11 @@ def _choice(error: ErrorDetails) -> str:
     """Return the rule of one of several types as the end of a sentence on all of them."""
     rule = _rule(error).partition("; got ")[0].removeprefix(SHOULD)
     return re.sub(r"^(string|list|mapping) should have ", r"a \1 of ", rule)
+
+
+def _is_of_name(error: ErrorDetails) -> bool:
+    """Return whether an error is one of a name in a mapping, whose path is that of its value."""
+    return error["loc"][-1:] == ("[key]",)
 
 
 def _actual(error: ErrorDetails) -> object:

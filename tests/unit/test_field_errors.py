@@ -34,7 +34,7 @@ MACHINERY = re.compile(
     r"|fractional part|raw data|keyword.only|positional|instance of|valid (list|tuple|boolean)"
     r"|function-(before|after|plain|wrap)|\[key\]|pydantic|union_tag|https?://"
 )
-FORM = re.compile(r"^'[\w. -]*'(: | must | is )")
+FORM = re.compile(r"""^(['"]).*?\1(: | must | is )""")
 
 
 def words(sentence: str) -> str:
@@ -210,6 +210,7 @@ def test_whatever_stands_in_a_spec_the_sentence_begins_with_its_field(
             {"kind": "mlp", 3: 1},
             "^'student': '3' is not a field; available: 'kind', 'widths', 'axes'$",
         ),
+        ("strategies", {":": None}, r"^'strategies\.:': .* the first character, '\.'; got ':'$"),
         ("report_to", [["wandb"]], r"must name trackers; got \['wandb'\]; did you mean 'wandb'\?"),
     ],
 )
