@@ -86,9 +86,7 @@ PATTERNS = MappingProxyType(
     {PLAIN_NAME: f"{SHOULD}letters, digits, '_', '+', '-' and, after the first character, '.'"}
 )
 """Rule by pattern of a text."""
-LONGEST_WHOLE = 10**6
-"""Largest bound that is written with all its digits."""
-# Not preceded by an escape: names of kinds and choices have no quotes inside.
+# Names of kinds and choices have no quotes inside.
 QUOTED = re.compile(r"'([^']*)'")
 
 
@@ -159,9 +157,7 @@ def _length_rule(items: object, numbers: Mapping[str, object]) -> str:
 
 
 def _bound(number: object) -> object:
-    """Return a bound of a range in few digits, and any other context unchanged."""
-    if isinstance(number, int | float) and abs(number) > LONGEST_WHOLE:
-        return f"{number:.6g}"
+    """Return a bound of a range without a fraction of zero, and any other context unchanged."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 

@@ -191,7 +191,7 @@ def test_whatever_stands_in_a_spec_the_sentence_begins_with_its_field(
             True,
             r"^'task\.num_inputs': .* a number, not true or false; got True$",
         ),
-        ("optimizer.learning_rate", 1e39, r"be less than or equal to 3\.40282e\+38; got 1e\+39$"),
+        ("optimizer.learning_rate", 1e39, r"be less than or equal to 34028\d+; got 1e\+39$"),
         ("seeds", [], r"^'seeds': list should have at least 1 item and has 0; got \[\]$"),
         (
             "engine.device",
