@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -155,7 +157,8 @@ def test_what_ends_the_process_raises_its_exit_code_writes_nothing_and_the_call_
 def test_without_a_folder_the_note_says_that_nothing_was_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    temporary = partial(TemporaryDirectory, dir=tmp_path)
+    monkeypatch.setattr("curricle.runs.compare.TemporaryDirectory", temporary)
     with pytest.raises(SystemExit) as raised:
         CALLS[name](None, signal.SIGTERM, "binding")
     note = "curricle: stopped; nothing was written, since 'output_dir' is None"
