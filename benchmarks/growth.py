@@ -34,7 +34,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import BFloat16, Sampled
 from curricle.training.binding.bound_run import bind
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stepping import stepping
 from curricle.training.setup.settings import TrainingSettings
 

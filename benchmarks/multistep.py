@@ -29,7 +29,7 @@ from curricle.records import Record, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.settings import TrainingSettings
 
 INPUTS, DEGREE, STUDENT, TEACHER, RATE = 100, 4, 100, 2000, 0.1

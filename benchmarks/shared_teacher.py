@@ -22,7 +22,7 @@ from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared

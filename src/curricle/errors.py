@@ -153,8 +153,19 @@ def near_names(name: str, available: Iterable[str], *, limit: int = 12) -> str:
     after `limit` of them.
     """
     names = list(available)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    close = close_names(name, names)
+    question = f"{close} " if close else ""
     listing = ", ".join(map(repr, names[:limit])) or "none"
     remainder = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{question}available: {listing}{remainder}"
+
+
+def close_names(name: str, available: Iterable[str]) -> str:
+    """Return a question for the available names that are close to a misspelt one; nothing if none.
+
+    Args:
+        name: The misspelt name.
+        available: The available names.
+    """
+    close = difflib.get_close_matches(name, list(available), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -138,7 +138,7 @@ class ExamplesTask(BaseTask):
     """Texts with labels, answers or translations, from the rows of a table."""
 
     kind: TextKind = "classification"
-    """What is learned of the rows."""
+    """Kind of labels of the rows."""
     data: str = Field(min_length=1)
     """A .jsonl, .csv, .tsv (each also .gz) or .parquet file, a folder with files `train` and
     `valid` of these formats, or `datasets:NAME` or `datasets:NAME:CONFIG`. Without a part `valid`,

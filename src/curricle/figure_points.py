@@ -17,6 +17,7 @@ from pydantic import Field
 
 from curricle.checksums import read_lines, read_sealed, sealed_lines, write_sealed
 from curricle.errors import CheckpointError, SpecError, reason
+from curricle.field_errors import PLAIN_NAME
 from curricle.files import write_bytes
 from curricle.values import parse, plain, value
 
@@ -81,7 +82,7 @@ class Chart:
 class Panel:
     """One comparison of a recipe."""
 
-    name: str = Field(pattern=r"^[\w+-][\w.+-]*$")
+    name: str = Field(pattern=PLAIN_NAME)
     """Name of its folder below `panels`."""
     x: float | str | None = None
     """Place of its numbers on a chart's horizontal axis; None takes the name."""

@@ -89,14 +89,14 @@ class Metric:
     unit: Literal["share", "nats", ""] = ""
     """`share` for numbers between 0 and 1, which reports show in percent."""
     part: Callable[[Scores], object]
-    """Function from one batch to what the metric keeps of it."""
+    """Function from one batch to the quantities that the metric keeps of it."""
     compute: Callable[[Any, int], float]
     """Function from the sum or the list of parts, and the number of scored positions, to the
     number."""
     keeps: Literal["sum", "parts"] = "parts"
     """Whether parts are numbers that are added, or are kept in a list, one a batch."""
     reads: Literal["classes", "values", "pairs", "teacher"] = "classes"
-    """What the student is compared with: classes or float values of the data, similarities of pairs
+    """Reference of the comparison: classes or float values of the data, similarities of pairs
     of consecutive texts, or the teacher."""
     least: float = -math.inf
     """Least possible value."""

@@ -1,8 +1,8 @@
 """Structural checks of objects against protocols, equal in every supported Python.
 
 `isinstance` with a runtime protocol reads attributes by `inspect.getattr_static` since Python 3.12.
-It then misses what `__getattr__` forwards: the submodules of a `torch.nn.Module`, a wrapped model
-behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
+It then misses attributes that `__getattr__` forwards: the submodules of a `torch.nn.Module`, a
+wrapped model behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Opened tasks, and what tasks have in common.
+"""Opened tasks, and their common parts.
 
 A task is a value; to open it gives a `TaskData`: the stream and held-out batches of a seed, and
 the sizes that a model must have.

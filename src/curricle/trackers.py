@@ -287,7 +287,7 @@ def tracker_names(report_to: object) -> tuple[TrackerName, ...]:
     if not isinstance(names, (list, tuple)):
         raise SpecError(f"'report_to' must be a list of names; got {report_to!r}")
     for name in names:
-        if name not in TRACKERS:
+        if not isinstance(name, str) or name not in TRACKERS:
             raise SpecError(
                 f"'report_to' must name trackers; got {name!r}; {near_names(str(name), TRACKERS)}"
             )

@@ -18,7 +18,6 @@ import operator
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import (
     Annotated,
     Any,
@@ -37,9 +36,10 @@ import pydantic
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from pydantic_core import ArgsKwargs, ErrorDetails
+from pydantic_core import ArgsKwargs, PydanticCustomError
 
-from curricle.errors import SpecError, near_names, reason
+from curricle.errors import SpecError, reason
+from curricle.field_errors import NO_FLAG, RULES, SHOULD, sentence, short
 from curricle.renamed import name_hint
 from curricle.yaml_specs import MOST_CHARACTERS, Document, from_yaml, kind_of
 
@@ -56,15 +56,6 @@ CONFIG = ConfigDict(
     arbitrary_types_allowed=True,
     allow_inf_nan=False,
 )
-SHOULD = "input should be "
-RULES = MappingProxyType(
-    dict.fromkeys(("bool_parsing", "bool_type"), f"{SHOULD}true or false")
-    | dict.fromkeys(("dict_type", "dataclass_type", "model_attributes_type"), f"{SHOULD}a mapping")
-    | dict.fromkeys(("tuple_type", "list_type"), f"{SHOULD}a list")
-)
-"""Rules of pydantic, in the terms of a file instead of Python's."""
-
-
 LONGEST_NAME = 100
 """Characters of the longest name; names become folders and columns of tables."""
 
@@ -76,7 +67,7 @@ def _one_line(text: str) -> str:
         SpecError: If it holds a line end or another control character.
     """
     if not text.isprintable():
-        raise SpecError(f"{SHOULD}one line of printable characters; got {_short(text)}")
+        raise SpecError(f"{SHOULD}one line of printable characters; got {short(text)}")
     return text
 
 
@@ -99,7 +90,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
         if isinstance(fields, Mapping):
             for name in fields:
                 if name not in names:
-                    raise ValueError(f"{name!r} is not a field; {name_hint(str(name), names)}")
+                    raise ValueError(f"{str(name)!r} is not a field; {name_hint(str(name), names)}")
             _refuse_flags(fields, numbers)
         return data
 
@@ -113,7 +104,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
     def checked_init(self: object, *args: object, **fields: object) -> None:
         # Pydantic overlooks `kw_only` for required fields that are declared with `Field`.
         if args:
-            raise SpecError(f"{cls.__name__!r} takes its fields by name; got {_short(args[0])}")
+            raise SpecError(f"{cls.__name__!r} takes its fields by name; got {short(args[0])}")
         try:
             validated_init(self, **fields)
         except ValidationError as error:
@@ -123,35 +114,6 @@ def value(cls: type[ValueType]) -> type[ValueType]:
     built.__signature__ = _readable(inspect.signature(built))  # type: ignore[attr-defined]
     # The decorator adds fields, it does not change the class.
     return cast("type[ValueType]", built)
-
-
-def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
-    """Return the first mistake of a validation error as one sentence with the field's path."""
-    first, *further = error.errors(include_url=False)
-    place = _path(first, data)
-    path = ".".join(filter(None, [prefix, place]))
-    if first["type"] == "union_tag_not_found":
-        return f"{'.'.join(filter(None, [path, 'kind']))!r}: field required"
-    where, rule = f"{path!r}: " if path else "", _rule(first)
-    if first["type"] in ("value_error", "union_tag_invalid"):
-        return f"{where}{rule}"
-    # A field of several types breaks the rule of each.
-    choices = [_rule(detail) for detail in further if _path(detail, data) == place]
-    rule = " or ".join(dict.fromkeys([rule, *(detail.removeprefix(SHOULD) for detail in choices)]))
-    got = "" if first["type"].startswith("missing") else f"; got {_short(first['input'])}"
-    return f"{where}{rule}{got}"
-
-
-def _rule(error: ErrorDetails) -> str:
-    """Return the rule that an error breaks, in the words of a file."""
-    if error["type"] == "value_error":
-        return error["msg"].removeprefix("Value error, ")
-    if error["type"] == "union_tag_invalid":
-        tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].split(", ")
-        near = near_names(tag, [name.strip("'") for name in tags])
-        return f"{tag!r} is not a kind; {near}"
-    message = error["msg"].replace("Tuple ", "List ")
-    return RULES.get(error["type"], message[0].lower() + message[1:])
 
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -169,7 +131,8 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
             if name not in names:
                 raise SpecError(f"{name!r} is not an argument; {name_hint(name, names)}")
         try:
-            _refuse_flags(kwargs, numbers)
+            for name in _flags(kwargs, numbers):
+                raise SpecError(f"{name!r}: {RULES[NO_FLAG]}; got {short(kwargs[name])}")
             return validated(*args, **kwargs)
         except ValidationError as error:
             raise SpecError(sentence(error, kwargs)) from None
@@ -221,19 +184,30 @@ def _leaves(kind: object) -> Iterator[object]:
 
 
 def _refuse_flags(fields: Mapping[str, object], numbers: frozenset[str]) -> None:
-    """Refuse true and false in the place of numbers, as which Python counts them.
+    """Refuse true and false in the place of numbers.
 
     Args:
         fields: Values by name.
         numbers: Names of those that hold numbers.
 
     Raises:
-        SpecError: If there is any.
+        PydanticCustomError: If there is any.
+    """
+    for name in _flags(fields, numbers):
+        raise PydanticCustomError(NO_FLAG, RULES[NO_FLAG], {"name": name, "actual": fields[name]})
+
+
+def _flags(fields: Mapping[str, object], numbers: frozenset[str]) -> Iterator[str]:
+    """Yield the names of numbers in whose place there is true or false, a number to Python.
+
+    Args:
+        fields: Values by name.
+        numbers: Names of those that hold numbers.
     """
     for name in numbers:
         field = fields.get(name)
         if type(field) not in (int, float, type(None)) and _has_flag(field):
-            raise SpecError(f"{name!r}: {SHOULD}a number, not true or false; got {_short(field)}")
+            yield name
 
 
 def _has_flag(field: object) -> bool:
@@ -243,25 +217,6 @@ def _has_flag(field: object) -> bool:
         return any(map(_has_flag, field))
     # Arrays and tensors of one truth value count as numbers too.
     return isinstance(field, bool | bytes) or str(getattr(field, "dtype", "")).endswith("bool")
-
-
-def _path(error: ErrorDetails, data: object) -> str:
-    """Return the dotted path of an error without the tags that pydantic adds for unions."""
-    names: list[str] = []
-    here = data
-    for position, item in enumerate(error["loc"]):
-        items = dict(enumerate(here)) if isinstance(here, Sequence) else here
-        if isinstance(items, Mapping) and item in items:
-            here = items[item]
-        elif position < len(error["loc"]) - 1 or not error["type"].startswith("missing"):
-            continue
-        names.append(str(item))
-    return ".".join(names)
-
-
-def _short(item: object, max_length: int = 80) -> str:
-    text = repr(item)
-    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 _adapter = functools.cache(TypeAdapter[object])
@@ -353,9 +308,7 @@ def override(data: Plain, assignments: Sequence[str]) -> Plain:
         try:
             new = from_yaml(text) if text else ""
         except ValueError:
-            raise SpecError(
-                f"{path!r} must be set to a value in YAML; got {_short(text)}"
-            ) from None
+            raise SpecError(f"{path!r} must be set to a value in YAML; got {short(text)}") from None
         _assign(result, path, new)
     return dict(result)
 
@@ -383,7 +336,7 @@ def _item(here: object, name: str, path: str) -> tuple[list[object], int]:
         SpecError: If there is no list, or no such item in it.
     """
     if not isinstance(here, list):
-        raise SpecError(f"{path!r} cannot be set: its parent has no fields; got {_short(here)}")
+        raise SpecError(f"{path!r} cannot be set: its parent has no fields; got {short(here)}")
     if not name.isdecimal() or int(name) >= len(here):
         raise SpecError(f"{path!r} must number one of {len(here)} items; got {name!r}")
     return here, int(name)
@@ -409,7 +362,7 @@ def changes(then: Plain, now: Plain) -> list[str]:
 
 
 def _shown(leaves: Plain, path: str) -> str:
-    return _short(leaves[path]) if path in leaves else "not there"
+    return short(leaves[path]) if path in leaves else "not there"
 
 
 def _paths(data: object, path: str = "") -> Iterator[tuple[str, object]]:

@@ -34,7 +34,7 @@ from curricle.teachers.store.codecs import Exact
 from curricle.teachers.stored import open_targets
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stage_loss import open_stage_loss
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.training.targets.capture import TargetCompression, capture

@@ -28,7 +28,7 @@ from curricle.objectives.projections import Learned
 from curricle.records import RECORDS, Record, StageEndRecord, StageRecord, StepRecord, read_records
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW, Schedule
 from curricle.values import parse, plain, to_yaml
 from tests.parts import bound, mlp

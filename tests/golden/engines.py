@@ -37,7 +37,7 @@ from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.golden.cases import (
     TOTAL,

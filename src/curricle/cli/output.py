@@ -1,4 +1,4 @@
-"""What the command line prints: tables, lines, progress bars and the words about a signal."""
+"""Output of the command line: tables, lines, progress bars and the words about a signal."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 """Strategy without settings: the start and the stages follow from the models.
 
 The choices are values that binding, budget and run resolve: `AutoStart`, the first start that can
-be bound, `UnlessExplained`, a stage that is left out by what the student explains before it, and
-`PricedLabels`, labels in the place of a teacher whose steps are expensive.
+be bound, `UnlessExplained`, a stage that is left out by the share that the student explains before
+it, and `PricedLabels`, labels in the place of a teacher whose steps are expensive.
 """
 
 from curricle.curriculum.durations import (

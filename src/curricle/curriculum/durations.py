@@ -2,8 +2,8 @@
 
 A `Duration` is a number with a unit. It replaces families of `num_steps` / `num_examples`
 parameters, and only this module converts units into steps. `UntilPlateau` and `UntilMetric` end a
-stage by what is measured while it runs, and at the latest after `at_most`. `UnlessExplained` leaves
-a stage out by what is measured before it.
+stage by a measurement while it runs, and at the latest after `at_most`. `UnlessExplained` leaves
+a stage out by a measurement before it.
 
 Design: every duration has an `at_most`, on which budgets, plans and learning-rate schedules are
 based before a run. `training.binding.timeline` applies the rules; here they are values.

@@ -181,7 +181,7 @@ class LeastSquaresStart:
     Blocks are paired as by `evenly_spaced_pairs`; heads, neurons and directions of the states are
     those that carry most of the teacher's. See `least_squares` for the method.
 
-    With `blocks=1`, by name `guide`, it sets what GUIDE sets: the embeddings by their principal
+    With `blocks=1`, by name `guide`, it is the start of GUIDE: the embeddings by their principal
     components and the first block. `principal` sets the embeddings alone.
 
     Source:

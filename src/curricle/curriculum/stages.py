@@ -72,8 +72,8 @@ class PricedLabels:
     """Labels in the place of all stages, where a step with the teacher is expensive.
 
     The choice is that of budgets of FLOPs and seconds, which pay for more steps from labels. Labels
-    are taken if a least-squares start fits the whole student, so that it holds what the teacher
-    has to give before the first step, and if the price is reached. `runs.label_choice` makes it.
+    are taken if a least-squares start fits the whole student, so that it holds the content of
+    the teacher before the first step, and if the price is reached. `runs.label_choice` makes it.
     """
 
     loss: LabelLossName = "cross_entropy"

@@ -49,7 +49,7 @@ def find_column(rows: Sequence[Row], role: str, columns: Columns) -> str:
 
     Args:
         rows: Rows of a table.
-        role: What the column holds, as a key of `USUAL`.
+        role: Content of the column, as a key of `USUAL`.
         columns: Names of columns by role, where they are not among the usual ones.
 
     Raises:
@@ -76,7 +76,7 @@ def read_column(rows: Sequence[Row], role: str, columns: Columns) -> list[Cell]:
 
     Args:
         rows: Rows of a table.
-        role: What the column holds, as a key of `USUAL`.
+        role: Content of the column, as a key of `USUAL`.
         columns: Names of columns by role, where they are not among the usual ones.
     """
     return read_values(rows, find_column(rows, role, columns))

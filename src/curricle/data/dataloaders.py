@@ -283,7 +283,7 @@ class LoaderStream:
         """Return an item of the loader, of any number of examples, as the stream reads it.
 
         Args:
-            item: What the loader has collated.
+            item: The collated batch of the loader.
         """
         return batch_of(item, next_token=self._next_token, positions=self._positions)
 

@@ -1,7 +1,7 @@
 """Inputs that hold NaN or infinities, in words.
 
-Nothing here runs while all goes well: whoever has met a loss, a metric or a target that is not
-finite looks whether the data were not finite before it.
+Nothing here runs while all goes well: where a loss, a metric or a target is not finite, the data
+are searched for values that are not.
 
 Axes: example (rows of a batch).
 """

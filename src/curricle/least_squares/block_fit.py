@@ -1,6 +1,6 @@
 """Fit of one block of a student to the blocks of its teacher that it stands for.
 
-Within a block the order is that of its pass, so that each map reads what the student computes by
+Within a block the order is that of its pass, so that each map reads the student's states by
 then, errors included: normalizations before a sublayer, the maps that read, the map that writes,
 the normalization after it.
 

@@ -123,9 +123,9 @@ class CalibratedModel:
 
     @contextmanager
     def around_blocks(self, batch: int) -> Iterator[None]:
-        """Let passes of a batch run what lies around the blocks.
+        """Let passes of a batch run the modules around the blocks.
 
-        States that have passed all blocks are handed to what lies behind them. Where the states
+        States that have passed all blocks are handed to the modules behind them. Where the states
         are within the stack, or the outputs of blocks hold more than them, the blocks run.
         """
         with ExitStack() as stack:
@@ -135,7 +135,7 @@ class CalibratedModel:
 
     @contextmanager
     def _skipping(self, last: Tensor | None) -> Iterator[None]:
-        """Let blocks hand on what they receive, and the last of them a given state."""
+        """Let blocks hand on their inputs, and the last of them a given state."""
         with ExitStack() as stack:
             if None not in self._outputs:
                 for block, rebuilt in zip(self.blocks, self._outputs, strict=False):

@@ -2,7 +2,7 @@
 
 A map is a *link* of the chain if the output of the network depends on its examples through the
 output of this map alone. That is determined by intervention: a pass over other examples, in which
-the map returns what it has returned for the first ones, ends in the logits of the first ones. Maps
+the map returns its outputs for the first ones, ends in the logits of the first ones. Maps
 beside a skip connection or in parallel branches are no links.
 
 Axes: example, unit (see `chain_maps`), place.
@@ -57,7 +57,7 @@ class Link:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
-    """The links of a network, and what belongs to none."""
+    """The links of a network, and the modules outside of them."""
 
     links: tuple[Link, ...]
     unfitted: Mapping[str, str]
@@ -72,7 +72,7 @@ def read(
     stop_at: str = "",
     replaced: Mapping[str, Tensor] | None = None,
 ) -> Reading:
-    """Return what modules receive and return in a pass.
+    """Return the inputs and outputs of modules in a pass.
 
     Args:
         model: The model, in evaluation mode.
@@ -180,7 +180,7 @@ class _Builder:
     last: str = ""
     """Path of the link that the calls follow; empty before the first and behind other maps."""
     previous: Tensor | None = None
-    """What the link, or a normalization directly behind it, has returned."""
+    """Output of the link, or of a normalization directly behind it."""
 
     def add(self, call: _Call) -> None:
         """Add a call."""

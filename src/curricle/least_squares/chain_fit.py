@@ -2,8 +2,8 @@
 
 A network without a stream of states is a chain of weighted maps with normalizations, activations
 and pooling between them, which run as they are. Each unit of the student stands for a unit of the
-teacher, chosen by `unit_selection`; each map is fitted to what the chosen units receive before
-their activation, from what the student computes by then. The last map is fitted to the outputs of
+teacher, chosen by `unit_selection`; each map is fitted to the values of the chosen units before
+their activation, from the student's states by then. The last map is fitted to the outputs of
 the teacher's last. Sums are added up batch by batch, so that memory does not grow with their
 number.
 
@@ -86,11 +86,11 @@ class ChainPair:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class ChainPlan:
-    """What a fit of chains sets, and what it leaves as drawn."""
+    """Maps that a fit of chains sets, and those that it leaves as drawn."""
 
     pairs: tuple[ChainPair, ...]
     unfitted: tuple[str, ...]
-    """What stays as drawn, with the reasons."""
+    """Maps that stay as drawn, with the reasons."""
     flops: tuple[int, int] = (0, 0)
     """FLOPs of student and teacher by which this plan was made."""
 
@@ -114,7 +114,7 @@ class ChainPlan:
 
 
 def inspect_chain(student: TappedModel, teacher: TappedModel, batch: CalibrationBatch) -> ChainPlan:
-    """Return what `fit_chain` would set, without changing a weight.
+    """Return the maps that `fit_chain` would set, without changing a weight.
 
     Args:
         student: The student.
@@ -171,7 +171,7 @@ def fit_chain(
         batches: Calibration batches; more rows than the widest map has columns.
 
     Returns:
-        What was left as drawn, with the reasons.
+        Maps that were left as drawn, with the reasons.
     """
     with _evaluated(student, teacher):
         first = batches[0]
@@ -305,7 +305,7 @@ class _PairFit:
     def _chosen_among_places(self, number: int) -> Tensor:
         """Return channels at single places, whose values before the activation explain logits.
 
-        What follows, as pooling, may not keep places apart.
+        Modules that follow, as pooling, may not keep places apart.
         """
         num_units = self.pair.num_teacher_units
         selection = UnitSelection(torch.arange(num_units)[:, None])
@@ -423,11 +423,11 @@ def _columns_of_units(
     """Return the columns of the teacher's next map that each unit determines.
 
     Units are numbered in binary. For each digit, the units with a one there are redrawn, then those
-    with a zero: what depends on a single unit changes in one of both passes. Where normalizations
-    mix all units, inputs of the next map count as those of the unit in their order.
+    with a zero: a value that depends on a single unit changes in one of both passes. Where
+    normalizations mix all units, inputs of the next map count as those of the unit in their order.
 
     Returns:
-        Numbers of the columns; None if what lies between mixes units in other numbers.
+        Numbers of the columns; None if modules between mix units in other numbers.
     """
     path, num_units = link.map.path, link.num_units
     output = read(teacher, batch.teacher, [path]).outputs[path]

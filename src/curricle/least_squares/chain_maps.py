@@ -63,7 +63,7 @@ class WeightedMap:
             self.module.bias.copy_(affine.bias)
 
     def columns(self, inputs: Tensor) -> Tensor:
-        """Return what each output of the map is a linear function of, on the last axis.
+        """Return the inputs of which each output of the map is a linear function, on the last axis.
 
         Args:
             inputs: Input of the module.
@@ -104,7 +104,7 @@ def weighted_map(path: str, module: nn.Module) -> WeightedMap | None:
 
 
 def _padding(module: Convolution) -> list[tuple[int, int]]:
-    """Return what is added before and behind each axis of places."""
+    """Return the padding before and behind each axis of places."""
     if isinstance(module.padding, str):
         if module.padding == "valid":
             return [(0, 0)] * len(module.kernel_size)
@@ -124,7 +124,7 @@ class UnitNorm:
     module: nn.Module
     unit_axis: int
     is_direct: bool
-    """Whether it reads what the map before it, or another normalization, returns."""
+    """Whether it reads the output of the map before it, or of another normalization."""
 
     @property
     def has_gain(self) -> bool:

@@ -1,9 +1,9 @@
 """Closed-form fit of a student to its teacher, in the order of the forward pass.
 
-`inspect` returns what will be left as drawn, without changing a weight; `fit` sets the weights. No
-gradient step is taken: every map is the solution of a linear least-squares problem whose inputs are
-what the student computes by then, and whose targets are what the teacher computes at that place,
-mapped to the student's width.
+`inspect` returns the parts that will stay as drawn, without changing a weight; `fit` sets the
+weights. No gradient step is taken: every map is the solution of a linear least-squares problem
+whose inputs are the student's states by then, and whose targets are the teacher's states at that
+place, mapped to the student's width.
 
 Axes: example, position, width.
 """
@@ -48,7 +48,7 @@ def inspect(
     *,
     num_blocks: int | None = None,
 ) -> tuple[tuple[int, int], tuple[str, ...], tuple[str, ...]]:
-    """Return the widths of both models, and what of the blocks `fit` would leave as drawn.
+    """Return the widths of both models, and the parts of blocks that `fit` would leave as drawn.
 
     Args:
         student: The student, no deeper than the teacher.
@@ -100,7 +100,7 @@ def fit(
             teacher's with their inputs mapped.
 
     Returns:
-        What was left as drawn, with the reasons, besides the blocks behind the leading ones.
+        Parts that were left as drawn, with the reasons, besides the blocks behind the leading ones.
     """
     with _calibrated(student, teacher, batches) as (student_model, teacher_model):
         reason = _obstacle(student_model, teacher_model)
@@ -152,7 +152,7 @@ def _fit_block(pair: Pair, number: int, blocks: range) -> list[str]:
     """Fit a block and advance both models behind it.
 
     Returns:
-        What was left as drawn, with the reason.
+        Parts that were left as drawn, with the reason.
     """
     student_model, name = pair.student, pair.student.paths[number]
     understood = student_model.understood(number)

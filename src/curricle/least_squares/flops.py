@@ -1,6 +1,6 @@
 """FLOPs of a warm start: counted while it runs; those of a fit of blocks estimated before.
 
-Counted are, beside what torch counts (matrix products, convolutions, attention), the factorizations
+Counted are, beside torch's counts (matrix products, convolutions, attention), the factorizations
 and solutions of linear systems, whose sizes are those of moments. Passes of the teacher are counted
 apart; all else belongs to the student: its passes, moments and solutions.
 
@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -61,7 +62,7 @@ def _number(matrices: Tensor) -> int:
     return matrices.shape[:-2].numel()
 
 
-_SOLVERS: Mapping[Any, Callable[..., float]] = {
+_SOLVERS: Mapping[OpOverloadPacket, Callable[..., float]] = {
     torch.ops.aten._linalg_solve_ex: _solution,  # noqa: SLF001 - torch's name
     torch.ops.aten.linalg_solve_triangular: _triangular_solution,
     torch.ops.aten._linalg_svd: _svd,  # noqa: SLF001 - torch's name
@@ -84,7 +85,7 @@ class StartFlops(TorchDispatchMode):
 
         Args:
             teacher: The teacher, whose passes are inside `passes_of`.
-            computes: False to leave out what is counted: results have the right shape and are zero.
+            computes: False to leave counted operations out: results are zeros of the right shape.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.teacher_module = teacher
@@ -107,11 +108,11 @@ class StartFlops(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - as torch has it
+        func: OpOverload,
         types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - as torch has it
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         """Return the output of an operation, which is counted."""
         keywords = kwargs or {}
         operation, count = func._overloadpacket, 0  # noqa: SLF001 - as in torch's own counter
@@ -131,15 +132,15 @@ class StartFlops(TorchDispatchMode):
 
 def _zeros(
     func: Callable[..., object],
-    *args: Any,  # noqa: ANN401 - as torch has it
-    **keywords: Any,  # noqa: ANN401 - as torch has it
+    *args: object,
+    **keywords: object,
 ) -> object:
     """Return zeros in the shape of an operation's output."""
     tensors = [entry for entry in tree_leaves((args, keywords)) if isinstance(entry, Tensor)]
     shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, keywords))
     output: object = tree_map_only(
         Tensor,
-        lambda tensor: torch.zeros_like(tensor, device=tensors[0].device),
+        lambda tensor: tensors[0].new_zeros(tensor.shape, dtype=tensor.dtype),
         func(*shapes[0], **shapes[1]),
     )
     return output
@@ -147,7 +148,7 @@ def _zeros(
 
 @contextmanager
 def passes_of(module: nn.Module) -> Iterator[None]:
-    """Count what a module computes as the teacher's, if it is the teacher of the start that runs.
+    """Count passes of a module as the teacher's, if it is the teacher of the start that runs.
 
     Yields:
         Nothing.
@@ -168,8 +169,8 @@ def planned_flops(
 ) -> tuple[int, int]:
     """Return the FLOPs of a fit of blocks, of the student and of the teacher, estimated.
 
-    Left out is what does not grow with the calibration: solutions, the map of the stream, and the
-    examples by which roles are determined.
+    Left out are costs that do not grow with the calibration: solutions, the map of the stream, and
+    the examples by which roles are determined.
 
     Args:
         student: The student.

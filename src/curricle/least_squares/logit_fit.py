@@ -2,7 +2,7 @@
 
 Least squares weighs all classes alike, at every row; the cross-entropy weighs them by the Fisher
 matrix of the softmax. It is convex in the map, and a few steps of L-BFGS from the least-squares map
-find most of what there is to gain: in coordinates in which the inputs have unit second moments and
+find most of the gain: in coordinates in which the inputs have unit second moments and
 each class counts by its mean probability, its curvature is about 1. The teacher enters only through
 the products of its probabilities with the inputs, so that its head runs once.
 

@@ -1,14 +1,14 @@
-"""Targets of the maps that read a state, as linear functions of what the teacher computes there.
+"""Targets of the maps that read a state, as linear functions of the teacher's values there.
 
-A student with fewer or narrower heads, or fewer neurons, computes a share of what its teacher does:
+A student with fewer or narrower heads, or fewer neurons, computes a share of its teacher's values:
 
-- heads are chosen by the energy of what they write into the student's stream;
+- heads are chosen by the energy of their outputs in the student's stream;
 - queries and keys of a head: the product of least error of the student's rank; with rotation, for
   each frequency of the student the product of rank one of the teacher's pairs of columns with the
   nearest frequencies;
 - values of a head: the directions that write most;
 - neurons are chosen one at a time, each the one whose output, with those chosen before, leaves the
-  least squared error of what all neurons write (orthogonal matching pursuit).
+  least squared error of the sum of all neurons (orthogonal matching pursuit).
 
 Axes: column (of the maps that read), input (of the map that writes), pair (of rotating columns).
 """
@@ -32,7 +32,7 @@ PURSUIT_FLOOR = 1e-9
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """Second moments of what a teacher's sublayer computes, summed over rows."""
+    """Second moments of the values in a teacher's sublayer, summed over rows."""
 
     sublayer: Sublayer
     roles: Roles
@@ -127,12 +127,12 @@ def pursued(
     """Return neurons chosen by orthogonal matching pursuit.
 
     Each is the neuron that lowers the squared error most of the best linear map from the chosen
-    neurons to what all of them write. One step eliminates it from both moments, as a step of a
+    neurons to the sum of all of them. One step eliminates it from both moments, as a step of a
     pivoted Cholesky decomposition does.
 
     Args:
         moment: Second moments of the neurons.
-        written: What each neuron writes.
+        written: Output of each neuron.
         size: Number of neurons to choose.
 
     Source:
@@ -167,7 +167,7 @@ class _Source:
     """Number of their sublayer."""
     heads: tuple[Head, ...]
     energy: float
-    """Energy of what they write into the student's stream."""
+    """Energy of their outputs in the student's stream."""
 
 
 def _heads(

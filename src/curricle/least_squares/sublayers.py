@@ -3,8 +3,8 @@
 A block of a transformer adds the outputs of its sublayers, attention and feed-forward, to a stream
 of states. A sublayer has maps that read the stream, perhaps through a normalization, and a map that
 writes to it. Which is which follows from the tensors that a pass hands from module to module, not
-from names, and is checked by values: the next state is the sum of the state and of what the maps
-write.
+from names, and is checked by values: the next state is the sum of the state and of the outputs of
+the maps.
 
 Axes: example, position, width.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,9 @@ TOLERANCE = 1e-2
 class BlockCall:
     """Arguments of a block in one pass, apart from the state."""
 
-    args: tuple[Any, ...]
+    args: tuple[object, ...]
     """Further positional arguments."""
-    keywords: Mapping[str, Any]
+    keywords: Mapping[str, object]
     """Keyword arguments."""
     state_keyword: str = ""
     """Name of the state if it is passed by keyword; otherwise it is the first argument."""
@@ -49,9 +49,10 @@ class BlockCall:
     def in_float32(self) -> "BlockCall":
         """Return the call with all floating-point arguments in float32."""
 
-        def cast(value: Any) -> Any:  # noqa: ANN401 - arguments of any kind
-            is_float = isinstance(value, Tensor) and value.is_floating_point()
-            return value.float() if is_float else value
+        def cast(value: object) -> object:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.float()
+            return value
 
         args, keywords = _pytree.tree_map(cast, (self.args, dict(self.keywords)))
         return BlockCall(args, keywords, self.state_keyword)
@@ -121,7 +122,7 @@ class _Draft:
     source: Tensor
     """The tensor that they read."""
     writer: tuple[LinearMap, int, Tensor] | None = None
-    """The map that writes, the number of its call, and what it writes."""
+    """The map that writes, the number of its call, and its output."""
 
 
 def anatomy(block: nn.Module, call: BlockCall, state: Tensor) -> Anatomy:
@@ -151,7 +152,7 @@ class _Reader:
             for number, call in enumerate(calls)
             if (norm := norm_of(call.path, call.module, call.received, call.returned)) is not None
         }
-        """Normalizations and the numbers of their calls, by what they return."""
+        """Normalizations and the numbers of their calls, by their outputs."""
         self._drafts = list[_Draft]()
 
     def drafts(self) -> list[_Draft] | str:
@@ -195,7 +196,7 @@ class _Reader:
         return f"{linear.path!r} neither reads nor writes its states"
 
     def sublayers(self, drafts: Sequence[_Draft], output: Tensor) -> Anatomy:
-        """Return sublayers with their normalizations, if states are sums of what the maps write.
+        """Return sublayers with their normalizations, if states are sums of the maps' outputs.
 
         Args:
             drafts: The maps of each sublayer.
@@ -232,14 +233,14 @@ class _Reader:
         return Anatomy(reason=reason) if reason else Anatomy(tuple(sublayers))
 
     def _normalization(self, tensor: Tensor) -> tuple[Norm | None, Tensor]:
-        """Return the normalization that has made a tensor, and what it has received."""
+        """Return the normalization that has made a tensor, and its input."""
         if id(tensor) not in self.norms:
             return None, tensor
         norm, number = self.norms[id(tensor)]
         return norm, self._calls[number].received
 
     def _fault(self, sublayers: Sequence[Sublayer], sums: Sequence["_Sum"]) -> str:
-        """Return what is not understood about normalizations and states; empty if all is."""
+        """Return the fault in normalizations and states; empty if there is none."""
         paths = {norm.path for norm, _ in self.norms.values()}
         for sublayer in sublayers:
             norms = (sublayer.norm, sublayer.end_norm, *sublayer.inner_norms)
@@ -261,7 +262,7 @@ class _Reader:
 @final
 @dataclass(slots=True, eq=False)
 class _Sum:
-    """A state, what maps write to it, and what should be the sum."""
+    """A state, the outputs of maps that are added to it, and their presumed sum."""
 
     state: Tensor
     changes: list[Tensor]

@@ -1,4 +1,4 @@
-"""Fit of what lies before and behind the blocks: embeddings, normalizations, heads.
+"""Fit of the modules before and behind the blocks: embeddings, normalizations, heads.
 
 Before the blocks, parameters are paired by name; every axis of the teacher's width is mapped to the
 student's, which covers tables of tokens and positions, patches of images and class tokens. Behind
@@ -51,7 +51,7 @@ class Pair:
     stream: Tensor
     """Map from the teacher's states to the student's."""
     readings: Readings = ()
-    """What modules of the teacher outside its blocks compute."""
+    """Outputs of the teacher's modules outside its blocks."""
 
     @property
     def batches(self) -> range:
@@ -59,7 +59,7 @@ class Pair:
         return range(len(self.student.batches))
 
     def reading(self, steps: Sequence["_Step"]) -> "Pair":
-        """Return the pair with what some modules of the teacher compute."""
+        """Return the pair with the outputs of some modules of the teacher."""
         steps = [step for step in steps if step.norm or step.linear]
         readings = _read(self.teacher, steps) if steps else ()
         return replace(self, readings=readings)
@@ -103,7 +103,7 @@ class _Surroundings:
 
 
 def fit_front(pair: Pair, *, maps_outputs: bool = False) -> list[str]:
-    """Set what lies before the blocks.
+    """Set the modules before the blocks.
 
     Args:
         pair: The models.
@@ -111,7 +111,7 @@ def fit_front(pair: Pair, *, maps_outputs: bool = False) -> list[str]:
             where no fit of them follows; normalizations there stay as drawn.
 
     Returns:
-        What was left as drawn, with the reason.
+        Parts that were left as drawn, with the reason.
     """
     student_side, teacher_side = _surroundings(pair.student), _surroundings(pair.teacher)
     norms, teacher_norms = (
@@ -140,10 +140,10 @@ def fit_front(pair: Pair, *, maps_outputs: bool = False) -> list[str]:
 
 
 def fit_tail(pair: Pair) -> list[str]:
-    """Fit what lies behind the blocks, which are fitted by now.
+    """Fit the modules behind the blocks, which are fitted by now.
 
     Returns:
-        What was left as drawn, with the reason.
+        Parts that were left as drawn, with the reason.
     """
     student_side, teacher_side = _surroundings(pair.student), _surroundings(pair.teacher)
     kinds = [[step.norm is None for step in side.behind] for side in (student_side, teacher_side)]
@@ -332,7 +332,7 @@ def _input(model: CalibratedModel, batch: int, path: str) -> Tensor:
 
 
 def _read(model: CalibratedModel, steps: Sequence[_Step]) -> Readings:
-    """Return what modules outside the blocks receive and return in each batch.
+    """Return the inputs and outputs of modules outside the blocks in each batch.
 
     The output of a map that comes last is left out: it may be logits of a large vocabulary.
     """

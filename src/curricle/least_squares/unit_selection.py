@@ -1,8 +1,8 @@
 """Selection of the teacher's units that a narrower student computes.
 
-Units are chosen one by one: next comes the unit that explains most of what the next map of the
-teacher computes and the units chosen so far do not (forward selection by orthogonal least squares).
-A unit that is nearly a combination of others is then chosen last, whatever its energy.
+Units are chosen one by one: next comes the unit that explains most of the output of the teacher's
+next map that the units chosen so far do not (forward selection by orthogonal least squares). A unit
+that is nearly a combination of others is then chosen last, whatever its energy.
 
 Axes: row, column (input of the next map), unit, entry (column of a unit), output.
 
@@ -59,7 +59,7 @@ class UnitSelection:
         self._count += len(x)
 
     def energies(self, weight: Float[Tensor, "output column"]) -> Float[Tensor, " unit"]:
-        """Return the variances of the columns times the norms of what they contribute.
+        """Return the variances of the columns times the norms of their contributions.
 
         Args:
             weight: The next map.

@@ -26,7 +26,7 @@ from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.protocols import Tokenizer
 from curricle.values import value
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import Document, from_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ class HuggingFaceSpec:
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
     """Output of the head: tokens, or classes or values of the whole input or of its positions."""
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Document = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
     def build(
@@ -103,7 +103,7 @@ class HuggingFaceSpec:
         """
         transformers = _transformers()
         fields = _config_fields(transformers, self.model_type, self.config)
-        settings = self._sizes(num_inputs, num_classes, num_positions) | self.config
+        settings: Document = self._sizes(num_inputs, num_classes, num_positions) | self.config
         if self.head != "image_classification":
             settings = {
                 "pad_token_id": padding_token,
@@ -373,7 +373,7 @@ def open_tokenizer(path: str) -> Tokenizer:
 def _require_padding(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     """Let a tokenizer without a padding token, as those of decoders, pad with the end of a text.
 
-    What stands there is masked.
+    The tokens there are masked.
 
     Args:
         tokenizer: Tokenizer of transformers.
@@ -518,7 +518,7 @@ def _open(auto_class: str, folder: Path, **settings: object) -> OpenedFolder:
 
 
 def _load(auto_class: Any, folder: Path, **settings: object) -> Any:  # noqa: ANN401 - no types
-    """Return what a class of transformers reads from a folder.
+    """Return the object that a class of transformers reads from a folder.
 
     Raises:
         CheckpointError: If it cannot; its reason is given.

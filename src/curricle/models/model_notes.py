@@ -27,7 +27,7 @@ ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
 def model_notes(
     model: TappedModel, who: Role, inputs: Inputs, logits_note: str = ""
 ) -> tuple[str, ...]:
-    """Return what was decided about a model.
+    """Return the decisions about a model.
 
     Args:
         model: The model.

@@ -16,7 +16,7 @@ and a `SentenceTransformer` are read alike, by the names of their outputs.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, final
+from typing import TYPE_CHECKING, Literal, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ from curricle.models.outputs import EMBEDDING
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.values import value
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import Document, from_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -215,7 +215,7 @@ class SentenceEncoderSpec:
     kind: Literal["sentence_encoder"] = "sentence_encoder"
     model_type: str | None = None
     """Family of a new encoder, as in its configuration, for example `bert`."""
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Document = Field(default_factory=dict)
     """Fields of a new encoder's configuration; vocabulary and positions follow the task."""
     path: str | None = None
     """Folder of a pretrained encoder, in place of `model_type`."""
@@ -280,7 +280,7 @@ class SentenceEncoderSpec:
         )
 
     def _opened(self, path: str, num_inputs: int, num_positions: int) -> SentenceEncoder:
-        """Return the encoder of a folder, with what the fields change of its pooling."""
+        """Return the encoder of a folder, with the fields' changes of its pooling."""
         modules = _modules(Path(path))
         home = next((place for kind, place in modules if kind == "Transformer"), Path(path))
         pooling: Pooling = "mean"
@@ -384,13 +384,13 @@ def _max_length(folder: Path) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _limits(folder: Path) -> dict[str, Any]:
+def _limits(folder: Path) -> Document:
     """Return the fields of the tokens that a folder takes; none without the file."""
     path = folder / LIMITS
     return _config(path) if path.is_file() else {}
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> Document:
     """Return prompts and similarity of a folder; none for a plain folder.
 
     Raises:
@@ -413,7 +413,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> Document:
     """Return the fields of a configuration.
 
     Raises:

@@ -11,7 +11,7 @@ is answered with yes (or one), which is the case of a batch without padding.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class ShapePasses:
         """
         module = model.module
         # A deep copy takes what stands in the memo for a tensor, and tied tensors stand there once.
-        memo: dict[int, Any] = {
+        memo: dict[int, object] = {
             id(parameter): nn.Parameter(
                 self.emptied(parameter), requires_grad=parameter.requires_grad
             )
@@ -81,7 +81,7 @@ class _Affirming(TorchDispatchMode):
         self,
         func: Callable[..., object],
         types: object,
-        args: tuple[Any, ...] = (),
+        args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         """Return the result of an operator."""

@@ -8,10 +8,15 @@ only where something else has imported it.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+
+from curricle.colocation import beside
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 SHARES = "torch.distributed.tensor"
 """Module of torch with the class of shares."""
@@ -29,9 +34,8 @@ def is_sharded(module: nn.Module) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor without gradient; of shares in every process at once."""
-    share: Any = tensor.detach()
-    gathered: Tensor = share.full_tensor() if is_share(tensor) else share
-    return gathered
+    share = tensor.detach()
+    return cast("DTensor", share).full_tensor() if is_share(tensor) else share
 
 
 def share_of(tensor: Tensor, like: Tensor) -> Tensor:
@@ -46,18 +50,17 @@ def share_of(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if not is_share(like):
         return tensor
-    share: Any = like
+    share = cast("DTensor", like)
     divided: Tensor = importlib.import_module(SHARES).distribute_tensor(
-        tensor.detach().to(like.device), share.device_mesh, share.placements, src_data_rank=None
+        beside(tensor.detach(), like), share.device_mesh, share.placements, src_data_rank=None
     )
     return divided
 
 
 def share_in_memory(tensor: Tensor) -> Tensor:
     """Return the numbers of a tensor that this process holds, as a plain tensor."""
-    share: Any = tensor.detach()
-    numbers: Tensor = share.to_local() if is_share(tensor) else share
-    return numbers
+    share = tensor.detach()
+    return cast("DTensor", share).to_local() if is_share(tensor) else share
 
 
 def whole_parts(module: nn.Module, *, keeps: bool) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -134,7 +133,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     load_state(module, load_file(path))
 
 
-def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+def load_state(module: nn.Module, state: Mapping[str, object]) -> None:
     """Put entries of a state dictionary with whole tensors into a module.
 
     Args:

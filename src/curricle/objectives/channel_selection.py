@@ -106,7 +106,7 @@ class ChannelSelection:
         channels = sorted(
             largest_channels(energies, student_width) if self.channels is None else self.channels
         )
-        rows = torch.eye(len(energies), dtype=energies.dtype, device=energies.device)[channels]
+        rows = torch.ones_like(energies).diag()[channels]
         kept = energies[channels].mean()
         # Without any energy the scale does not matter.
         scale = torch.where(kept > 0, energies.mean() / kept, torch.ones_like(kept)).sqrt()

@@ -107,7 +107,7 @@ class FusedLoss:
         """Return the loss summed over rows, after replacing their products by its gradient.
 
         Args:
-            product: What `product` returned for the rows.
+            product: Result of `product` for the rows.
             rows: The rows.
         """
         if self.labels is not None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.data.batch import Batch, Rows
 from curricle.errors import BindError
 from curricle.models.tapped import Tap, TappedModel
@@ -49,7 +50,7 @@ def output_energies(
         gradient = output_gradient(network, place, batch)
         rows = Rows.of(f"tap {str(place)!r}", gradient.shape[:-1], batch)
         energies = rows.take(gradient, batch).float().square()
-        total = total.to(energies.device) + energies.sum(0)
+        total = beside(total, energies) + energies.sum(0)
         count += len(energies)
     if not count:
         raise BindError("'batches' must hold a position to rank channels; got none")

@@ -4,8 +4,8 @@
 those of a student:
 
 - `teacher_<tap>`: the rank of the teacher's states at the corresponding tap, in as many of their
-  leading principal directions as the student's tap is wide: what a student of this width can reach
-  at best;
+  leading principal directions as the student's tap is wide: the highest rank for a student of this
+  width;
 - `target_<tap>`: the rank of the target that the student was fitted to there, as projected to its
   width and normalized.
 

@@ -1,8 +1,9 @@
 """Tables of methods whose learning rates were chosen by a first pass.
 
 One table has a row a method and a column a task; further ones have, for each task, rate, final
-metric, share of the gap closed, and cost to the goal, as one-shot's mean final metric. What is left
-out stands in the tables with its reason, what is not run yet as missing. The gap is that of `gaps`.
+metric, share of the gap closed, and cost to the goal, as one-shot's mean final metric. Runs that
+are left out stand in the tables with the reason, those to come as missing. The gap is that of
+`gaps`.
 
 Units: costs are those of the student and the teacher until the first evaluation at or past the
 goal; seconds are of training, without evaluation.

@@ -358,7 +358,7 @@ def _plans(runs: Sequence[Run]) -> list[str]:
 
 
 def _outcomes(runs: Sequence[Run]) -> dict[str, tuple[str, str]] | None:
-    """Return what each stage has done and why it ended; None if all have had a fixed length."""
+    """Return course and reason for the end of each stage; None if all lengths were fixed."""
     outcomes = [run.outcomes for run in runs]
     reasons = {outcome.why for stages in outcomes for outcome in stages.values()}
     has_rule = any(stage.until for run in runs for stage in run.opening.stages)

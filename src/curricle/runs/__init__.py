@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from curricle.runs.spec import TargetsSpec as TargetsSpec
     from curricle.runs.spec import TeacherSpec as TeacherSpec
     from curricle.runs.spec import load_spec as load_spec
+    from curricle.runs.target_capture import capture_targets as capture_targets
     from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
     from curricle.runs.teaching import teach as teach
 else:
@@ -56,6 +57,7 @@ else:
                 "TeacherSpec",
                 "load_spec",
             ),
+            "target_capture": ("capture_targets",),
             "teaching": ("TrainedTeacher", "teach"),
         },
     )

@@ -305,7 +305,7 @@ def _longest(
 
 
 def _after_start(limit: Budget, run: BoundRun) -> Budget:
-    """Return what a warm start leaves of a budget of FLOPs or seconds.
+    """Return the rest of a budget of FLOPs or seconds after a warm start.
 
     The start is applied, since its cost depends on the matrices that it solves; the student comes
     back as it was.

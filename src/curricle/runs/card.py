@@ -1,6 +1,6 @@
 """Model cards: README.md of exported models, with metadata as the Hugging Face Hub reads them.
 
-A card is made from the records of the run, so it states what was done: the lengths that stages had,
+A card is made from the records of the run, so it states the facts: the lengths that stages had,
 the usage of student and teacher, seeds, metrics and versions. Texts from users are written as such
 and not as Markdown.
 """

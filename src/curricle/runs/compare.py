@@ -52,7 +52,7 @@ from curricle.trackers import TrackerName, check_trackers, tracker_names, tracki
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import evaluator_of, execute, teacher_metrics, teacher_notes
 from curricle.training.loop.evaluation import Evaluator
-from curricle.training.loop.outputs import Observer, Outputs
+from curricle.training.loop.run_outputs import Observer, Outputs
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -64,6 +64,7 @@ from curricle.training.setup.arguments import (
     require_model,
     require_parts,
 )
+from curricle.training.setup.interrupts import noted_interrupts
 from curricle.training.setup.observers import NewObserver, shown_progress
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
@@ -343,7 +344,19 @@ def _cluster(
     return cluster
 
 
+def _resumption_note(arguments: Mapping[str, object]) -> str:
+    """Return the effect of a second call after an interruption."""
+    folder = arguments.get("output_dir")
+    if folder is None:
+        return "nothing was written, since 'output_dir' is None"
+    return (
+        f"curricle.compare(..., output_dir={str(folder)!r}, resume=True) keeps the students that "
+        f"are trained and resumes the others from their newest checkpoints"
+    )
+
+
 @named_arguments
+@noted_interrupts(_resumption_note)
 @standard_state()
 def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
     student: AnyModel | Callable[[int], AnyModel],

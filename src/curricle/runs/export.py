@@ -98,7 +98,7 @@ class Exported:
     onnx: OnnxCheck | None = None
     """Agreement of the ONNX file with torch, if there is one."""
     notes: tuple[str, ...] = ()
-    """What the export has left out, one sentence each."""
+    """Omissions of the export, one sentence each."""
 
 
 @named_arguments

@@ -134,7 +134,7 @@ def _num_outputs(module: nn.Module) -> int:
 
 
 def onnx_inputs(onnx: object) -> tuple[Inputs, tuple[str, ...]]:
-    """Return the inputs for an ONNX file without labels, and a note on what is left out.
+    """Return the inputs for an ONNX file without labels, and a note on those that are left out.
 
     Args:
         onnx: A batch, a tensor or a mapping of tensors.

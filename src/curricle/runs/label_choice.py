@@ -1,7 +1,7 @@
 """Choice between the teacher and labels by the price of a step.
 
-A start that fits the whole student by least squares gives it what the teacher's weights hold. After
-it, a budget of FLOPs or seconds pays for several times as many steps from labels as with the
+A start that fits the whole student by least squares gives it the content of the teacher's weights.
+After it, a budget of FLOPs or seconds pays for several times as many steps from labels as with the
 teacher, and `PricedLabels` of a curriculum takes them from a price on.
 
 Design: price and number of epochs follow from the bound stages and the budget, so the choice is

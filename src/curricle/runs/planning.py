@@ -1,7 +1,7 @@
 """Plan of a run in Python: stages, lengths and cost, without training.
 
 `plan` is the counterpart of `curricle plan`. It binds a curriculum to models and data as `distill`
-does and returns what binding found.
+does and returns the facts of binding.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
     settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
 ) -> Plan:
-    """Return what `distill` would train with the same arguments, without training.
+    """Return the plan of `distill` with the same arguments, without training.
 
     Args:
         student: The model that would learn; its weights stay as they are.

@@ -85,7 +85,7 @@ def records_of_model(run: str | Path, module: nn.Module) -> tuple[Record, ...]:
 
 
 def _kind_of(folder: Path) -> str:
-    """Return what a folder without records is, and the remedy, for an error sentence."""
+    """Return the nature of a folder without records, and the remedy, for an error sentence."""
     students = sorted((folder / STUDENTS).glob("*/seed-*"))
     if students:
         return (

@@ -19,6 +19,7 @@ from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.strategies import build
 from curricle.data.streams import examples_per_epoch
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
+from curricle.field_errors import PLAIN_NAME
 from curricle.metrics import ACCURACY, METRICS, MetricName, is_reached
 from curricle.models.cnn import CNNSpec
 from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
@@ -40,7 +41,7 @@ Model = Annotated[
     Field(discriminator="kind"),
 ]
 FieldType = TypeVar("FieldType")
-Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
+Name = Annotated[str, Field(pattern=PLAIN_NAME, max_length=LONGEST_NAME)]
 MOST_CHECKPOINTS = 100_000
 """Maximum number of checkpoints of a teacher's training."""
 CHECKPOINTS = 5
@@ -299,7 +300,7 @@ class RunSpec:
         """Check that shared teacher, budget, stored targets and settings fit.
 
         Raises:
-            SpecError: If two exclude each other, or a shared teacher lacks what it needs.
+            SpecError: If two exclude each other, or a shared teacher lacks a setting that it needs.
         """
         way = "batch_students" if self.batch_students else "share_teacher"
         is_shared = self.batch_students or self.share_teacher

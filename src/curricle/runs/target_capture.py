@@ -24,11 +24,12 @@ from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import check_opening
 from curricle.training.setup.arguments import AnyModel, as_stream, require_kind, require_model
+from curricle.training.setup.interrupts import noted_interrupts
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
 from curricle.training.targets.capture import TargetCompression, Watch, capture
-from curricle.training.targets.shares import Share, capture_in_shares, capture_share
+from curricle.training.targets.capture_shares import Share, capture_in_shares, capture_share
 
 Progress = tuple[int, int]
 """Numbers of captured steps and of all steps."""
@@ -65,6 +66,12 @@ class _Capture:
         )
 
 
+@noted_interrupts(
+    lambda arguments: (
+        f"curricle.capture_targets(..., folder={str(arguments['folder'])!r}) captures the "
+        f"targets that are still missing"
+    )
+)
 @standard_state()
 def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets depend on
     student: AnyModel,

@@ -20,7 +20,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import DataFacts, Manifest, TargetSet
 from curricle.teachers.stored import open_targets
 from curricle.training.targets.capture import Watch, capture
-from curricle.training.targets.shares import Share, capture_in_shares, capture_share
+from curricle.training.targets.capture_shares import Share, capture_in_shares, capture_share
 from curricle.training.targets.verification import Agreement, agreement
 
 STEPS = 4

@@ -32,10 +32,16 @@ from curricle.teachers.trajectory import (
 )
 from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import bind
-from curricle.training.distill import evaluator_of, execute, model_facts, run_facts
+from curricle.training.distill import (
+    evaluator_of,
+    execute,
+    model_facts,
+    resumption_note,
+    run_facts,
+)
 from curricle.training.loop.evaluation import Evaluator, chance_of
-from curricle.training.loop.outputs import Observer, Outputs
 from curricle.training.loop.recovery import recovery_notes
+from curricle.training.loop.run_outputs import Observer, Outputs
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -46,6 +52,7 @@ from curricle.training.setup.arguments import (
     require_model,
     require_parts,
 )
+from curricle.training.setup.interrupts import noted_interrupts
 from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
@@ -77,6 +84,9 @@ class TrainedTeacher:
 
 
 @named_arguments
+@noted_interrupts(
+    lambda arguments: resumption_note("curricle.teach", arguments["output_dir"], "model")
+)
 @standard_state()
 def teach(  # noqa: PLR0913 - the public call; everything but four has a default
     model: AnyModel,

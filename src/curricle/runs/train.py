@@ -57,7 +57,7 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute, teacher_metrics, teacher_notes
 from curricle.training.loop.best import best_weights, check_evaluated
 from curricle.training.loop.evaluation import Evaluator, label_metrics
-from curricle.training.loop.outputs import Observer, Outputs
+from curricle.training.loop.run_outputs import Observer, Outputs
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 

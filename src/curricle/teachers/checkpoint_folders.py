@@ -54,7 +54,7 @@ class Checkpoint:
     loss: float | None = None
     """Loss on held-out data, in nats, if known."""
     fault: str = ""
-    """Sentence about what is wrong with it; empty if nothing is."""
+    """Sentence about its fault; empty if it has none."""
 
 
 def in_step_order(folders: Sequence[Path]) -> list[tuple[int, Path]]:
@@ -120,7 +120,7 @@ def _named_folders(folder: Path) -> dict[str, Path]:
 
 
 def inspect(folders: Sequence[tuple[int, Path]]) -> list[Checkpoint]:
-    """Return what the files of checkpoints hold, and what is wrong with each.
+    """Return the content of the files of checkpoints, and the fault of each.
 
     Args:
         folders: Steps and Hugging Face folders or weights files, ascending.

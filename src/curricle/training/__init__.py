@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from curricle.training.distill import execute as execute
     from curricle.training.loop.evaluation import Evaluator as Evaluator
     from curricle.training.loop.evaluation import label_metrics as label_metrics
-    from curricle.training.loop.outputs import Outputs as Outputs
+    from curricle.training.loop.run_outputs import Outputs as Outputs
     from curricle.training.loop.staged import StagedLoss as StagedLoss
     from curricle.training.loop.staged import staged_loss as staged_loss
     from curricle.training.setup.divergence import RollBack as RollBack
@@ -31,7 +31,7 @@ else:
         {
             "binding.bound_run": ("BoundRun", "bind"),
             "distill": ("Result", "execute"),
-            "loop.outputs": ("Outputs",),
+            "loop.run_outputs": ("Outputs",),
             "loop.evaluation": ("Evaluator", "label_metrics"),
             "setup.divergence": ("RollBack", "SkipSteps", "StopRun"),
             "setup.observers": ("ProgressBar",),

@@ -4,9 +4,7 @@
 those of the strategy. `curricle plan` on the command line stops after binding.
 """
 
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -50,8 +48,8 @@ from curricle.training.loop.evaluation import (
     with_outputs,
 )
 from curricle.training.loop.fallback import set_damaged_aside
-from curricle.training.loop.outputs import Observer, Outputs
 from curricle.training.loop.recovery import recovery_notes
+from curricle.training.loop.run_outputs import Observer, Outputs
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -64,7 +62,7 @@ from curricle.training.setup.arguments import (
     require_model,
     require_parts,
 )
-from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated, interruptible
+from curricle.training.setup.interrupts import LOGGER, Interrupts, noted_interrupts
 from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.placement import Placement
@@ -184,7 +182,30 @@ def execute(
         return training.end
 
 
+def resumption_note(call: str, output_dir: object, product: str) -> str:
+    """Return the effect of a second call after an interruption.
+
+    Args:
+        call: Name of the call.
+        output_dir: Its run folder; None if it writes nothing.
+        product: Result of a finished run.
+    """
+    if output_dir is None:
+        return "nothing was written, since 'output_dir' is None"
+    folder = Path(str(output_dir))
+    again = f"{call}(..., output_dir={str(folder)!r}, resume=True)"
+    # The seal comes first: a finished run may have left checkpoints, but none of them is read.
+    if sealed_names(folder):
+        return f"the run is finished, and {again} returns its {product}"
+    if latest_checkpoint(folder / CHECKPOINTS) is None:
+        return f"{again} starts anew, since no checkpoint was written yet"
+    return f"{again} resumes from the newest checkpoint"
+
+
 @named_arguments
+@noted_interrupts(
+    lambda arguments: resumption_note("curricle.distill", arguments.get("output_dir"), "student")
+)
 @standard_state(is_training=False)
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
@@ -261,7 +282,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
     # Around binding too, which exchanges weights between processes and may take minutes.
-    with settings.placement.lost_process_errors(), interruptible(), _add_resumption_note(folder):
+    with settings.placement.lost_process_errors():
         run = bind(
             curriculum,
             student=model,
@@ -356,38 +377,6 @@ def check_opening(  # noqa: PLR0917 - in the order of the calls
         raise BindError(
             "'student' and 'teacher' must be different modules; got the same module for both"
         )
-
-
-@contextmanager
-def _add_resumption_note(folder: Path | None) -> Iterator[None]:
-    """Add the effect of a second call to an interruption.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        KeyboardInterrupt: If interrupted, with the note.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        # The run has closed by now, so the folder shows what a second call would find.
-        call = f"curricle.distill(..., output_dir={str(folder)!r}, resume=True)"
-        if folder is None:
-            note = "nothing was written, since 'output_dir' is None"
-        # The seal comes first: a finished run may have left checkpoints, but none of them is read.
-        elif sealed_names(folder):
-            note = f"the run is finished, and {call} returns its student"
-        elif latest_checkpoint(folder / CHECKPOINTS) is None:
-            note = f"{call} starts anew, since no checkpoint was written yet"
-        else:
-            note = f"{call} resumes from the newest checkpoint"
-        if isinstance(error, Terminated):
-            # Python prints neither a traceback nor notes of what ends a process.
-            name = signal.Signals(error.signal_number).name
-            LOGGER.warning("curricle: stopped by %s; %s", name, note)
-        error.add_note(f"curricle: stopped; {note}")
-        raise
 
 
 def teacher_notes(evaluate: Evaluator, teacher: object, run: BoundRun) -> tuple[str, ...]:

@@ -112,4 +112,8 @@ def test_a_call_may_pass_the_state_by_name() -> None:
     call = BlockCall((), {"factor": 2.0}, "states")
     assert torch.equal(call.run(Named(), states), 2 * states)
     half = BlockCall((states.bfloat16(), 1), {"pair": (states.bfloat16(),)}).in_float32()
-    assert half.args[0].dtype == half.keywords["pair"][0].dtype == torch.float32
+    (first, number), pair = half.args, half.keywords["pair"]
+    assert isinstance(first, Tensor)
+    assert isinstance(pair, tuple)
+    assert first.dtype == pair[0].dtype == torch.float32
+    assert number == 1

@@ -21,7 +21,7 @@ from curricle.probes.representations import linear_probe
 from curricle.records import EvaluationRecord
 from curricle.training.distill import distill
 from curricle.training.loop.evaluation import Evaluator, label_metrics
-from curricle.training.loop.outputs import Observer
+from curricle.training.loop.run_outputs import Observer
 from curricle.training.setup.settings import TrainingSettings
 
 HELD_OUT = ParityStream(num_inputs=6, degree=2, batch_size=64, seed=0, purpose="evaluation").batch(

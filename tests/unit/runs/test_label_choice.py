@@ -23,7 +23,7 @@ from curricle.runs.label_choice import with_choice
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 

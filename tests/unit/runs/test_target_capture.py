@@ -19,7 +19,7 @@ from curricle.teachers.stored import open_targets
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
-from curricle.training.targets.shares import Share
+from curricle.training.targets.capture_shares import Share
 from tests.parts import mlp, parity
 
 CPU = TrainingSettings(device="cpu", eval_every=4)

@@ -43,6 +43,7 @@ from curricle.training.setup.arguments import require_model
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process
 from curricle.values import fingerprint, parse, plain
+from curricle.yaml_specs import Document
 
 LOGGER = logging.getLogger("curricle")
 NEVER = 10**12
@@ -454,7 +455,7 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
         if state.global_step:
             # By name, once transformers has read a checkpoint; a list of callbacks otherwise.
             states = state.stateful_callbacks
-            saved: dict[str, Any] = (
+            saved: Document = (
                 states.get(type(self).__name__, {}) if isinstance(states, dict) else {}
             )
             self._trainer.resume_stages(saved.get("attributes", {}).get("stages", {}))

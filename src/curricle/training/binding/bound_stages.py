@@ -441,7 +441,7 @@ class StageProbe:
         return terms
 
     def _check_divided(self, objective: Objective, reads: Reads) -> None:
-        """Check that an objective finds what it reads where processes hold shares of the student.
+        """Check that an objective can read its inputs where processes hold shares of the student.
 
         Raises:
             BindError: If it reads the student's weights.

@@ -1,10 +1,10 @@
 """Warm start by least squares, bound to models and data.
 
-Binding runs both models on the first batch and notes what cannot be fitted; applying the start
+Binding runs both models on the first batch and notes modules without a fit; applying the start
 reads the calibration batches and sets the weights. Where no block can be fitted, as in networks
 without a stream of states, the start is that of `least_squares.chain_fit`. Memory: for all
-calibration batches the states of both models at one depth and what the teacher's blocks of one pair
-compute, and squares of the widths; of a chain, squares of the numbers of columns alone.
+calibration batches the states of both models at one depth and those within the teacher's blocks of
+one pair, and squares of the widths; of a chain, squares of the numbers of columns alone.
 """
 
 import logging
@@ -88,7 +88,7 @@ class BoundLeastSquares:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what is left as drawn, one sentence each."""
+        """Return the parts that are left as drawn, one sentence each."""
         return tuple(f"'init' leaves as drawn {entry}" for entry in self.unfitted)
 
     def apply(self) -> Usage:

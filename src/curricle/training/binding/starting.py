@@ -79,7 +79,7 @@ def apply_start(start: "BoundStart | None", usage: Usage, placement: Placement) 
 
 
 def start_notes(start: "BoundStart | None") -> tuple[str, ...]:
-    """Return what a start leaves as drawn, one sentence each."""
+    """Return the parts that a start leaves as drawn, one sentence each."""
     return start.notes if isinstance(start, BoundLeastSquares) else ()
 
 

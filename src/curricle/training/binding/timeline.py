@@ -260,7 +260,7 @@ class Timeline:
         return self._start + sum(map(self._most, self.remaining()))
 
     def _most(self, number: int) -> int:
-        """Return the largest number of steps of a stage, for the last with what others have left.
+        """Return the largest number of steps of a stage, for the last with the rest of the others.
 
         Args:
             number: Number of the stage.

@@ -43,10 +43,10 @@ from curricle.training.loop.checkpoints import CHECKPOINTS
 from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_outputs
 from curricle.training.loop.explained import Explained, explained_before
 from curricle.training.loop.journal import Journal
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.recovery import Recovery
 from curricle.training.loop.resuming import RunFolder
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
 from curricle.training.loop.student_evaluation import StudentEvaluation

@@ -3,8 +3,8 @@
 `set_damaged_aside` looks at the checkpoints of every run below a folder. Where the newest are
 damaged and an older one is whole, the damaged ones get the name `damaged-step-N`, which nothing
 reads; records that are damaged after that checkpoint are copied to `damaged-records.jsonl` and cut.
-What was set aside is noted in `fallbacks.json` beside the checkpoints, and the run that goes on
-writes each note into its records, as a `RecoveryRecord`.
+Files that were set aside are noted in `fallbacks.json` beside the checkpoints, and the run that
+goes on writes each note into its records, as a `RecoveryRecord`.
 
 Design: nothing is removed, and a run without an older whole checkpoint is left as it is.
 """
@@ -30,9 +30,9 @@ from curricle.training.loop.checkpoints import CHECKPOINTS, REMEDY, checkpoints_
 from curricle.values import parse, plain, value
 
 NOTES = "fallbacks.json"
-"""File beside the checkpoints with what was set aside."""
+"""File beside the checkpoints that lists files that were set aside."""
 ASIDE = "damaged-"
-"""Beginning of the names of what was set aside."""
+"""Beginning of the names of files that were set aside."""
 
 
 @final
@@ -43,7 +43,7 @@ class Fallback:
     fault: str
     """Sentence about the damage."""
     action: str
-    """What was set aside, and the step to which the run returns unless it is finished."""
+    """A file that was set aside, and the step to which the run returns unless it is finished."""
 
 
 def set_damaged_aside(folder: Path) -> list[Fallback]:
@@ -53,7 +53,7 @@ def set_damaged_aside(folder: Path) -> list[Fallback]:
         folder: A run folder, or one of a comparison or recipe.
 
     Returns:
-        What was set aside.
+        The damaged files.
 
     Raises:
         CheckpointError: If a run that is not finished has damaged checkpoints only, or another
@@ -68,7 +68,7 @@ def set_damaged_aside(folder: Path) -> list[Fallback]:
 
 
 def _of_run(run: Path, checkpoints: Path) -> list[Fallback]:
-    """Return what was set aside in the folder of one run.
+    """Return the damaged files of one run after setting them aside.
 
     Raises:
         CheckpointError: If a run that is not finished has no whole checkpoint.
@@ -105,7 +105,7 @@ def _of_run(run: Path, checkpoints: Path) -> list[Fallback]:
 
 
 def _fault(run: Path, checkpoint: Path) -> str:
-    """Return what is damaged in a checkpoint or in the records before it; empty if nothing is."""
+    """Return the damage in a checkpoint or in the records before it; empty if there is none."""
     try:
         names = sealed_names(checkpoint)
         # Without its manifest a checkpoint is damaged, too.
@@ -134,7 +134,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def _unused(path: Path) -> Path:
-    """Return the first name for what is set aside that no earlier call has taken."""
+    """Return the first name for a file that is set aside that no earlier call has taken."""
     aside = path.with_name(f"{ASIDE}{path.name}")
     number = 1
     while aside.exists():
@@ -144,7 +144,7 @@ def _unused(path: Path) -> Path:
 
 
 def _cut_records(run: Path, checkpoint: Path, copy: Path) -> str:
-    """Return what is damaged in the records after a checkpoint, which are copied and cut there."""
+    """Return the damage in the records after a checkpoint, which are copied and cut there."""
     path, state = run / RECORDS, read_state(checkpoint)
     try:
         list(read_records(path))
@@ -159,7 +159,7 @@ def _cut_records(run: Path, checkpoint: Path, copy: Path) -> str:
 
 
 def read_fallbacks(checkpoints: Path) -> list[Fallback]:
-    """Return what was set aside in a folder of checkpoints.
+    """Return the files that were set aside in a folder of checkpoints.
 
     Args:
         checkpoints: The folder.

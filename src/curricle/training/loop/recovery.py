@@ -1,9 +1,8 @@
 """Recovery of a run from failed steps: judgment of losses, bounds, and the kept batch.
 
-A `Recovery` belongs to one run. It judges each loss by the reaction of the settings, counts what
-was skipped and rolled back, and holds the factor of the learning rate that returns have left. Its
-`state` is part of every checkpoint, so that a resumed run decides as the run that was not
-interrupted.
+A `Recovery` belongs to one run. It judges each loss by the reaction of the settings, counts skipped
+steps and returns, and holds the factor of the learning rate that returns have left. Its `state` is
+part of every checkpoint, so that a resumed run decides as the run that was not interrupted.
 
 The batch of a failed step lies in `failed-steps/step-N` of the run folder: its tensors as
 safetensors, `failure.json` with stage, step, seed and fault, and a manifest with their hashes.

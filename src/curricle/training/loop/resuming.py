@@ -121,7 +121,7 @@ class RunFolder:
         load_weights(module, self.weights)
 
     def complete(self, end: EndRecord) -> None:
-        """Do what follows the last record of a run, if its process was killed before it did.
+        """Finish the folder of a run that was killed after its last record.
 
         Args:
             end: The last record; without a hash, as in version 0.1, the folder has no manifest.

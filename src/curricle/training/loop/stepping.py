@@ -292,7 +292,7 @@ class Stepper:
         """Return the beginning of the sentence about a lack of memory.
 
         Args:
-            name: What does not fit.
+            name: Name of the part of the step that does not fit.
             step: The step.
             examples: Examples of the batch, or of this process's share.
             micro_batches: Number of micro-batches.

@@ -1,4 +1,4 @@
-"""Arguments of the public calls: what is accepted, and sentences about everything else."""
+"""Arguments of the public calls: their conversion, and sentences about all that is refused."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence

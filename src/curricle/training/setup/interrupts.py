@@ -15,20 +15,29 @@ plus their number and without a traceback, as a `SystemExit` does. Ctrl-C stays 
 `KeyboardInterrupt`, since an exit would close an interactive Python; uncaught, it ends a script
 with a traceback.
 
+Public calls of Python (`noted_interrupts`) raise at once while they open data and bind models:
+`KeyboardInterrupt` for ctrl-C, as any call in a notebook, and `Interrupted` for the others. Both
+have a note on the effect of the same call again.
+
 Design: only default actions are replaced. A signal that is ignored, as SIGHUP under `nohup`, stays
 ignored, and handlers of the calling program keep theirs.
 """
 
+import functools
+import inspect
 import logging
 import signal
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import final
+from typing import ParamSpec, TypeVar, final
 
 from curricle.training.setup import launchers
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 
 def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -176,6 +185,40 @@ def interruptible() -> Iterator[None]:
     """
     with _handled(ENDING, interrupt, instead_of=(signal.SIG_DFL,)):
         yield
+
+
+def noted_interrupts(
+    note: Callable[[Mapping[str, object]], str],
+) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
+    """Return a decorator for functions that signals end with a note on the effect of another call.
+
+    A signal that would end the process without a word raises `Interrupted`, and the note is logged
+    as well, since Python prints nothing of an exception that ends the process.
+
+    Args:
+        note: Returns the note for the arguments of the call by name, defaults left out. It is
+            called when the function has been left, so that its files show their last state.
+    """
+
+    def decorated(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+            try:
+                with interruptible():
+                    return function(*args, **kwargs)
+            except KeyboardInterrupt as error:
+                text = note(signature.bind(*args, **kwargs).arguments)
+                if isinstance(error, Terminated):
+                    name = signal.Signals(error.signal_number).name
+                    LOGGER.warning("curricle: stopped by %s; %s", name, text)
+                error.add_note(f"curricle: stopped; {text}")
+                raise
+
+        return call
+
+    return decorated
 
 
 @contextmanager

@@ -195,7 +195,7 @@ def _check_backends() -> None:
 
 
 def _leave_group() -> None:
-    """Destroy the group, and free what else holds it: its threads end with the last reference."""
+    """Destroy the group, and free all references to it: its threads end with the last reference."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
     for name in CACHES if SHARES in sys.modules else ():
@@ -221,7 +221,7 @@ def note_end(store: Store, rank: int, error: BaseException) -> None:
 
 
 def forget_end(store: Store, rank: int) -> None:
-    """Remove what an earlier run of this process has noted."""
+    """Remove the notes of an earlier run of this process."""
     with suppress(RuntimeError):
         for note in ("ended", "failed", "left"):
             store.delete_key(f"{note}/{rank}")

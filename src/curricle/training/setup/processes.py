@@ -3,9 +3,9 @@
 A launcher such as torchrun starts the processes. Each reads the whole batch of a step, computes on
 its share of the examples, and takes the same update, since gradients are summed over all processes
 before it. The loss is divided by the positions of the whole batch, so that result and sequence of
-batches do not depend on the number of processes. `Processes` is what all placements in several
-processes have in common; with `DataParallel` each holds both models whole, and `sharding` divides
-their weights.
+batches do not depend on the number of processes. `Processes` holds the common parts of all
+placements in several processes; with `DataParallel` each holds both models whole, and `sharding`
+divides their weights.
 
 Design: `DistributedDataParallel` sums the gradients of the student while they are computed. It
 surrounds the model for one stage, after the weights that the stage does not train are frozen: a

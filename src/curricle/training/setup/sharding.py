@@ -4,7 +4,7 @@
 The weights of a block are gathered right before it runs, and freed after it; blocks behind the
 deepest tap of a stage are neither run nor gathered.
 
-Design: what is sharded is a copy of the student's modules that has the student's parameters, and
+Design: the sharded module is a copy of the student's modules that has the student's parameters, and
 the student itself is without weights meanwhile. `fully_shard` changes modules in place and has no
 way back, while a run returns the very module that it was given, whole and as it was. Binding and
 closed-form starts come before and find whole weights. The optimizer is made after: a pass before it
@@ -12,8 +12,8 @@ would leave it the wrong tensors.
 
 A teacher is divided in the same way, but before it is placed: its copy has tensors of its own, and
 is moved to the device block by block, so that no device ever holds it whole. The teacher itself
-stays as it is, in the memory where it was loaded. Its passes have no gradient, so each frees what
-it gathers.
+stays as it is, in the memory where it was loaded. Its passes have no gradient, so each frees the
+weights that it gathers.
 
 An early exit is caught inside of the outermost module, which is the root: an exception through it
 would skip the work after the pass. The root keeps its weights gathered from a pass to its backward
@@ -269,7 +269,7 @@ def _copied(model: HookedModel, tensors: Mapping[int, Tensor], role: _Role) -> H
         BindError: If it cannot be copied.
     """
     try:
-        return copy.deepcopy(model, dict[int, Any](tensors))
+        return copy.deepcopy(model, dict[int, object](tensors))
     except (RuntimeError, TypeError) as error:
         raise BindError(
             f"{role.name} must be a module that copy.deepcopy can copy for {role.setting}; "

@@ -2,9 +2,9 @@
 
 Units: bytes.
 
-Design: the estimate counts what grows with the weights. Activations grow with the batch and the
-stage, so only a part of the memory is taken for weights; a run that is close to the limit states
-its placement.
+Design: the estimate counts the memory that grows with the weights. Activations grow with the batch
+and the stage, so only a part of the memory is taken for weights; a run that is close to the limit
+states its placement.
 """
 
 import logging

@@ -37,7 +37,7 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.speed import check_speed
 from curricle.training.loop.engine import TrainingRun, single_steps
 from curricle.training.loop.evaluation import Evaluator
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.interrupts import Interrupted, Interrupts

@@ -28,7 +28,7 @@ from curricle.training.binding.batches import (
     run_forward,
 )
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, embedder, parity, texts
 

@@ -24,7 +24,7 @@ from curricle.training.binding.facts import (
 )
 from curricle.training.distill import execute
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.optimizers import SGD
 from curricle.values import fingerprint
 from tests.parts import Tuned, bound, mlp, parity

@@ -36,7 +36,7 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import BATCHES, bind_start
 from curricle.training.distill import distill, execute
-from curricle.training.loop.outputs import Observer, Outputs
+from curricle.training.loop.run_outputs import Observer, Outputs
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.placement import SingleDevice
 from curricle.values import fingerprint

@@ -29,7 +29,7 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
 from curricle.training.fast.multistep import FusedSteps, Traced
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW, Schedule
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, mlp, parity

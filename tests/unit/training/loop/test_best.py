@@ -20,8 +20,8 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.loop.best import BEST
 from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.resuming import FINISHED
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.staged import StagedLoss
 from tests.parts import bound, mlp, parity
 from tests.runs import contents

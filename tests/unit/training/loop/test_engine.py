@@ -55,8 +55,8 @@ from curricle.training.loop.checkpoints import (
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.resuming import FINISHED
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.placement import SingleDevice

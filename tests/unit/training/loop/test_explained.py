@@ -19,7 +19,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.loop.explained import PROBE_BATCHES, Explained, explained_before
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.staged import StagedLoss
 from tests.parts import INPUTS, bound, mlp, parity
 

@@ -18,7 +18,7 @@ from curricle.records import RECORDS, Record, RecoveryRecord, StepRecord, read_r
 from curricle.training.distill import Result, distill, execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, OPTIMIZER, STATE, STUDENT
 from curricle.training.loop.fallback import NOTES, read_fallbacks, set_damaged_aside
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.settings import TrainingSettings
 from tests.parts import INPUTS, bound, mlp, parity
 

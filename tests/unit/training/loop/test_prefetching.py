@@ -22,8 +22,8 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import RunBatches
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.prefetching import Prefetcher
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import drawn, mlp, parity
 

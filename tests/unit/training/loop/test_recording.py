@@ -7,8 +7,8 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.data.batch import Batch
 from curricle.records import Usage
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.recording import run_record, step_record, usage_after
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stepping import stepping
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, texts

@@ -31,7 +31,6 @@ from curricle.records import (
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint, read_state
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.recovery import (
     BATCH,
     FAILED,
@@ -40,6 +39,7 @@ from curricle.training.loop.recovery import (
     Recovery,
     recovery_notes,
 )
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Prepared, Stepper
 from curricle.training.setup.divergence import OnDivergence, RollBack, SkipSteps, StopRun

@@ -19,8 +19,8 @@ from curricle.models.tapped import TappedModel
 from curricle.records import RECORDS, EndRecord, Record, RecordWriter, RunRecord, read_records
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, OPTIMIZER, STATE, STUDENT
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.resuming import FINISHED, RunFolder, owner_of
+from curricle.training.loop.run_outputs import Outputs
 from tests.parts import bound, mlp, parity
 
 STEPS = 8

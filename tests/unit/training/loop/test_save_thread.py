@@ -23,8 +23,8 @@ from curricle.objectives.projections import Learned
 from curricle.records import RECORDS, Record, RecoveryRecord, StepRecord, read_records
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import CHECKPOINTS, checkpoints_in, read_state
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.resuming import FINISHED
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.save_thread import SaveThread
 from curricle.training.setup.divergence import RollBack
 from curricle.training.setup.interrupts import Interrupted

@@ -23,8 +23,8 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
 from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint, read_state
-from curricle.training.loop.outputs import Outputs
 from curricle.training.loop.resuming import FINISHED
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.interrupts import Interrupted, Interrupts
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity

@@ -17,7 +17,7 @@ from curricle.errors import BindError
 from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.setup.torch_state import (
     check_single_process,
     standard_state,

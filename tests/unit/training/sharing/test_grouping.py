@@ -17,7 +17,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.fast.stacking import Group
 from curricle.training.loop.engine import TrainingRun
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper
 from curricle.training.setup.placement import SingleDevice

@@ -31,7 +31,7 @@ from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.loop.outputs import Outputs
+from curricle.training.loop.run_outputs import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.training.targets.capture import TargetCompression, capture
 from curricle.training.targets.verification import agreement

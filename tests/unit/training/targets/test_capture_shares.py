@@ -21,7 +21,7 @@ from curricle.teachers.store.manifest import Manifest, read_manifest
 from curricle.teachers.stored import open_targets
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.targets.capture import TargetCompression, capture
-from curricle.training.targets.shares import Share, capture_in_shares, capture_share
+from curricle.training.targets.capture_shares import Share, capture_in_shares, capture_share
 from tests.parts import StoredRows, bound, mlp, stored_rows
 
 # Files of a few batches each, so that an interruption leaves some.
