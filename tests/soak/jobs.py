@@ -249,6 +249,16 @@ JOBS = (
         share=1,
     ),
     Job(
+        name="distill, two processes",
+        spec=tiny_spec(
+            curriculum=EXTRACTION,
+            budget="240 steps",
+            engine=with_engine(save_every=4, async_save=True, parallel="fsdp2"),
+        ),
+        arguments=("distill", SPEC, "--nproc", "2"),
+        share=1,
+    ),
+    Job(
         name="reproduce",
         spec=tiny_spec(),
         arguments=(

@@ -107,17 +107,42 @@ def exit_code(pid: int) -> int | None:
 
 def kill_group(pid: int) -> None:
     """Kill a process and its workers, and wait until none of them runs."""
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    # Those of torchrun are in sessions of their own.
+    strangers = _descendants(pid)
+    for kill, target in [(os.killpg, pid), *((os.kill, stranger) for stranger in strangers)]:
+        with suppress(ProcessLookupError):
+            kill(target, signal.SIGKILL)
     with suppress(ChildProcessError):
         os.waitpid(pid, 0)
-    # Workers are reaped by init; a system without one keeps the group, hence the bound.
+    # Workers are reaped by init; a system without one keeps them, hence the bound.
     for _ in range(200):
-        try:
-            os.killpg(pid, 0)
-        except ProcessLookupError:
+        if not _is_group(pid) and not any(map(_is_running, strangers)):
             return
         time.sleep(0.005)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a process and these have started, where the system lists them."""
+    children: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children += map(int, tasks.read_text().split())
+    return [*children, *(below for child in children for below in _descendants(child))]
+
+
+def _is_group(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _run_in_child(action: Callable[[], int], folder: Path, log: Path) -> NoReturn:
