@@ -1,4 +1,4 @@
-"""Formulae of communication, against what placements send between two gloo processes."""
+"""Formulae of communication, against what placements send between two and four gloo processes."""
 
 import json
 import tempfile
@@ -29,7 +29,7 @@ IO = Path("/proc/self/io")
 
 
 class Case(NamedTuple):
-    """A stage in two processes."""
+    """A stage in several processes."""
 
     parallel: Literal["ddp", "fsdp2"]
     depth: int
@@ -38,6 +38,7 @@ class Case(NamedTuple):
     """Blocks below those that it trains."""
     micro_batches: int = 1
     replicas: int = 1
+    processes: int = NUM_PROCESSES
     is_teacher: bool = False
     """Whether it is a pass of a teacher in shares, of as many blocks."""
 
@@ -52,7 +53,7 @@ class Case(NamedTuple):
         return costs(
             self.depth,
             self.parallel,
-            NUM_PROCESSES,
+            self.processes,
             num_frozen=self.num_frozen,
             micro_batches=self.micro_batches,
             replicas=self.replicas,
@@ -74,6 +75,10 @@ FSDP2 = [
 REPLICAS = [
     *(Case("fsdp2", depth, replicas=2) for depth in (1, BLOCKS)),
     Case("fsdp2", BLOCKS, micro_batches=3, replicas=2),
+]
+QUARTET = [
+    *(Case("fsdp2", depth, replicas=2, processes=4) for depth in (1, BLOCKS)),
+    Case("fsdp2", BLOCKS, micro_batches=3, replicas=2, processes=4),
 ]
 TEACHERS = [Case("fsdp2", depth, is_teacher=True) for depth in (1, 2, BLOCKS)]
 Outcomes = dict[str, tuple[int, dict[str, int]]]
@@ -151,14 +156,15 @@ def opened(case: Case) -> Iterator[Callable[[], object]]:
         yield step
 
 
-def run_rank(rank: int, file: str, results: str) -> None:
+def run_rank(rank: int, number: int, file: str, results: str) -> None:
     """Write what a step of each case sends."""
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=NUM_PROCESSES
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=number
     )
     outcomes = {}
-    for case in (*DDP, *FSDP2, *REPLICAS, *TEACHERS):
+    cases = QUARTET if number == 4 else (*DDP, *FSDP2, *REPLICAS, *TEACHERS)
+    for case in cases:
         with opened(case) as step:
             outcomes[str(case)] = measured(step)
     if rank == 0:
@@ -169,13 +175,15 @@ def run_rank(rank: int, file: str, results: str) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
-    """Return bytes and collectives of a step in two processes."""
+    """Return bytes and collectives of a step in two or four processes."""
     if not IO.is_file():
         pytest.skip("the system does not count what a process writes")
-    with tempfile.TemporaryDirectory() as folder:
-        results = str(Path(folder, "results"))
-        spawn(run_rank, (str(Path(folder, "group")), results), nprocs=NUM_PROCESSES)
-        loaded: Outcomes = json.loads(Path(results).read_text())
+    loaded: Outcomes = {}
+    for number in (NUM_PROCESSES, 4):
+        with tempfile.TemporaryDirectory() as folder:
+            results = str(Path(folder, "results"))
+            spawn(run_rank, (number, str(Path(folder, "group")), results), nprocs=number)
+            loaded |= json.loads(Path(results).read_text())
     return loaded
 
 
@@ -186,17 +194,18 @@ def test_all_reduces_send_the_bytes_of_the_formula(outcomes: Outcomes, case: Cas
     assert sent == pytest.approx(case.planned().sent, rel=0.02)
 
 
-@pytest.mark.parametrize("case", FSDP2, ids=str)
+@pytest.mark.parametrize("case", [*FSDP2, *QUARTET], ids=str)
 def test_fsdp2_sends_the_bytes_of_the_formula_but_for_gloo_s_reduce_scatter(
     outcomes: Outcomes, case: Case
 ) -> None:
     sent, _ = outcomes[str(case)]
     plan = case.planned()
-    expected = (plan.all_gathered + GLOO_REDUCE_SCATTER * plan.reduce_scattered) / NUM_PROCESSES
-    assert sent == pytest.approx(expected, rel=0.02)
+    # Two shares: each process sends half. Of an all-reduce between two replicas it sends all.
+    halves = plan.all_gathered + GLOO_REDUCE_SCATTER * plan.reduce_scattered
+    assert sent == pytest.approx(halves / 2 + plan.all_reduced, rel=0.02)
 
 
-@pytest.mark.parametrize("case", FSDP2, ids=str)
+@pytest.mark.parametrize("case", [*FSDP2, *QUARTET], ids=str)
 def test_fsdp2_makes_the_collectives_of_the_formula(outcomes: Outcomes, case: Case) -> None:
     _, counts = outcomes[str(case)]
     plan = case.planned()

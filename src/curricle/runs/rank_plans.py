@@ -17,7 +17,7 @@ from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import build
 from curricle.data.batch import Batch
 from curricle.data.streams import Stream
-from curricle.errors import BindError, DataError, SpecError
+from curricle.errors import BindError, SpecError
 from curricle.memory import unallocated
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
@@ -246,13 +246,14 @@ def _share(micro_batch: Batch, world_size: int, replicas: int) -> Batch:
             f"'world_size' must be a multiple of the {replicas} groups of 'replicas', which each "
             f"hold the student once; got {world_size}; set 'replicas' to 1"
         )
-    try:
-        return micro_batch.split(world_size)[0] if world_size > 0 else micro_batch.split(0)[0]
-    except (DataError, ZeroDivisionError):
+    groups = micro_batch.num_examples // micro_batch.group
+    if world_size < 1 or groups % world_size:
+        together = f", in groups of {micro_batch.group}" if micro_batch.group > 1 else ""
         raise SpecError(
             f"'world_size' must be a positive divisor of the {micro_batch.num_examples} examples "
-            f"of a micro-batch, with {micro_batch.group} of a group together; got {world_size}"
-        ) from None
+            f"of a micro-batch{together}; got {world_size}"
+        )
+    return micro_batch.split(world_size)[0]
 
 
 def _ranks(
