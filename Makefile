@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage benchmarks check lint types contracts dependencies spelling docs architecture
+.PHONY: help install demo test kernel coverage benchmarks check lint types contracts dependencies spelling docs architecture
 .PHONY: audit format clean
 
 help:  ## Show this list
@@ -33,6 +33,20 @@ demo: install  ## Run the demonstration on the sample data
 
 test: install  ## Run the tests on two cores
 	$(PYTEST) $(TWO)
+
+# The release that torch of constraints.txt requires where it is built for CUDA, in a folder of its
+# own: the compiler of torch imports triton wherever it is installed.
+TRITON := .venv/triton-3.7.1
+
+$(TRITON): | $(STAMP)
+	rm -rf $@.part
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@.part \
+		$(subst .venv/triton-,triton==,$@)
+	@mv $@.part $@
+
+kernel: install $(TRITON)  ## Run the tests of the kernel in triton on a CPU, by its interpreter (Linux)
+	PYTHONPATH=$(TRITON)$${PYTHONPATH:+:$$PYTHONPATH} TRITON_INTERPRET=1 $(PYTEST) -n 0 \
+		tests/unit/objectives/test_fused_kernels.py tests/integration/test_fused_losses.py
 
 coverage: install  ## Run the tests and check how many lines and branches they reach, in twice the time
 	$(PYTEST) $(TWO) --cov=curricle --cov=curricle_papers

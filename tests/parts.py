@@ -1,6 +1,8 @@
 """Models, data and runs so small that every number in them can be looked at."""
 
+import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,19 @@ StoredRows = dict[tuple[str, bytes], list[bytes]]
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     """Return normal numbers that depend on the shape and the seed only."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def kernel_device() -> str:
+    """Return where a module's tests of the kernel run; elsewhere the module is skipped.
+
+    Under triton's interpreter (TRITON_INTERPRET=1) it is the CPU, and a lack of triton an error.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        importlib.import_module("triton")
+        return "cpu"
+    if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
+        pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+    return "cuda"
 
 
 def mlp(*widths: int, seed: int = 0, num_classes: int = CLASSES) -> TappedModel:

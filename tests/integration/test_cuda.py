@@ -10,17 +10,12 @@ from torch import Tensor, nn
 
 import curricle
 from curricle import seeding
-from curricle.models.heads import LinearHead
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
-from curricle.objectives import chunked_cross_entropy, chunked_divergence, fused
-from curricle.objectives.divergences import JSD, Divergence, ForwardKL, ReverseKL, TotalVariation
-from curricle.objectives.losses import cross_entropy
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping
 from curricle.training.setup.placement import SingleDevice
-from tests.parts import drawn
 
 pytestmark = [
     pytest.mark.integration,
@@ -171,89 +166,3 @@ def test_a_batch_arrives_as_it_was_when_it_was_sent(view: Callable[[Tensor], Ten
     images.zero_()
     assert torch.equal(moved.cpu(), expected)
     assert moved.stride() == expected.stride()
-
-
-ROWS, CLASSES, PADDED, WIDTH = 300, 5003, 5010, 64
-SOFT: Any = {"student_temperature": 1.5, "teacher_temperature": 2.0}
-
-
-def linear_head(dtype: torch.dtype, *, seed: int, **fields: Any) -> LinearHead:
-    """Return a head whose logits have a standard deviation of 1."""
-    states = drawn(ROWS, WIDTH, seed=seed).to("cuda", dtype).requires_grad_()
-    weight = (drawn(PADDED, WIDTH, seed=seed + 1) / 8).to("cuda", dtype).requires_grad_()
-    return LinearHead(states=states, weight=weight, **fields)
-
-
-def in_float64(head: LinearHead) -> LinearHead:
-    states, weight = (one.detach().double() for one in (head.states, head.weight))
-    return LinearHead(
-        states=states.requires_grad_(),
-        weight=weight.requires_grad_(),
-        scale=head.scale,
-        soft_cap=head.soft_cap,
-    )
-
-
-def solved(head: LinearHead, total: torch.Tensor) -> list[torch.Tensor]:
-    leaves = (head.states, head.weight)
-    return [one.double() for one in (total.detach(), *torch.autograd.grad(total, leaves))]
-
-
-def check_equal(
-    actual: list[torch.Tensor], expected: list[torch.Tensor], *, tolerance: float
-) -> None:
-    for one, other in zip(actual, expected, strict=True):
-        assert (one - other).norm() <= tolerance * other.norm()
-
-
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make several chunks of 300 rows, each of several pieces of the teacher."""
-    pytest.importorskip("triton")
-    monkeypatch.setattr(fused, "STUDENT_BYTES", 2**20)
-    monkeypatch.setattr(fused, "TEACHER_BYTES", 2**18)
-
-
-@pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.02)])
-@pytest.mark.parametrize(
-    "divergence", [ForwardKL(), ReverseKL(), JSD(beta=0.3), TotalVariation()], ids=lambda d: d.kind
-)
-def test_the_kernel_computes_losses_of_padded_heads(
-    divergence: Divergence, dtype: str, tolerance: float
-) -> None:
-    precision = getattr(torch, dtype)
-    student = linear_head(precision, seed=0, soft_cap=20.0)
-    teacher = linear_head(precision, seed=2, scale=0.8)
-    labels = torch.arange(ROWS, device="cuda")
-    assert fused.fused_loss(student, teacher, divergence) is not None
-    total = chunked_divergence(
-        student, teacher, divergence, **SOFT, num_classes=CLASSES, labels=labels, label_weight=0.3
-    )
-    wide, other = in_float64(student), in_float64(teacher).logits()[:, :CLASSES].detach()
-    logits = wide.logits()[:, :CLASSES]
-    expected = divergence(logits, other, **SOFT) + 0.3 * cross_entropy(logits, labels)
-    check_equal(solved(student, total), solved(wide, expected), tolerance=tolerance)
-
-
-@pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("cast", ["bfloat16", "float32"])
-def test_weights_in_float32_get_gradients_of_products_in_bfloat16(cast: str) -> None:
-    student = linear_head(torch.float32, seed=0)
-    with torch.autocast("cuda", torch.bfloat16, enabled=cast == "bfloat16"):
-        states = student.states.to(getattr(torch, cast))
-        head = LinearHead(states=states, weight=student.weight)
-        total = chunked_cross_entropy(head, torch.arange(ROWS, device="cuda"))
-    wide = in_float64(student)
-    expected = cross_entropy(wide.logits(), torch.arange(ROWS, device="cuda"))
-    tolerance = 0.02 if cast == "bfloat16" else 1e-3
-    check_equal(solved(student, total), solved(wide, expected), tolerance=tolerance)
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_the_kernel_gives_equal_bits_in_each_run() -> None:
-    results = []
-    for _ in range(2):
-        student, teacher = (linear_head(torch.bfloat16, seed=seed) for seed in (0, 2))
-        results.append(solved(student, chunked_divergence(student, teacher, JSD(), **SOFT)))
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))

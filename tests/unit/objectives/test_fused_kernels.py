@@ -1,6 +1,5 @@
 """The kernel of fused losses against float64; on a GPU, or with TRITON_INTERPRET=1 on a CPU."""
 
-import os
 from typing import Any
 
 import pytest
@@ -12,19 +11,11 @@ from curricle.objectives import fused
 from curricle.objectives.divergences import JSD, Divergence, ForwardKL, ReverseKL, TotalVariation
 from curricle.objectives.fused import FusedLoss, Tiling
 from curricle.objectives.losses import cross_entropy
-from tests.parts import drawn
+from tests.parts import drawn, kernel_device
 
-pytest.importorskip("triton")
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = [
-    pytest.mark.skipif(
-        not (IS_INTERPRETED or torch.cuda.is_available()),
-        reason="needs a GPU, or TRITON_INTERPRET=1",
-    ),
-    # The interpreter computes by numpy, which warns of infinities that a mask removes.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
-DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+DEVICE = kernel_device()
+# The interpreter computes by numpy, which warns of infinities that a mask removes.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 ROWS, WIDTH = 3, 8
 # The interpreter truncates to bfloat16 where a GPU rounds.
 PRECISIONS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
