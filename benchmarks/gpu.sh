@@ -52,8 +52,8 @@ scaled() {
 piece() {  # piece NAME SECONDS
   case $1 in
     tests) "$python" -m pytest -q -n 0 --no-cov -p no:cacheprovider -p no:randomly \
-             tests/integration/test_cuda.py tests/integration/test_fused_losses.py \
-             tests/unit/objectives/test_fused_kernels.py ;;
+             tests/integration/test_cuda.py tests/integration/test_devices.py \
+             tests/integration/test_fused_losses.py tests/unit/objectives/test_fused_kernels.py ;;
     steps) measured "$2" plain where prefetch trainer ;;
     compiled) measured "$2" compiled ;;
     # shellcheck disable=SC2086

@@ -1,6 +1,7 @@
 """Models, data and runs so small that every number in them can be looked at."""
 
 import importlib.util
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Integer
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from curricle import seeding
 from curricle.checksums import CHECK, SEAL, LineChain
@@ -36,6 +37,8 @@ from curricle.training.setup.settings import TrainingSettings
 from curricle.values import fingerprint, plain
 
 INPUTS, CLASSES = 6, 2
+GROUPS = itertools.count(1)
+"""Numbers of the groups of `single_process`."""
 StoredRows = dict[tuple[str, bytes], list[bytes]]
 """Bytes of the rows of stored targets by target set and key of the example."""
 
@@ -56,6 +59,30 @@ def kernel_device() -> str:
     if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
     return "cuda"
+
+
+@contextmanager
+def single_process(kind: str, store: Path) -> Iterator[dict[str, Any]]:
+    """Open a group of this process alone, which reaches no network.
+
+    Args:
+        kind: `cpu` or `cuda`.
+        store: A new file.
+
+    Yields:
+        Settings of runs in it: a timeout of its own, by which no run takes the placement of an
+        earlier group.
+    """
+    backends = "gloo"
+    if kind == "cuda":
+        backends = "cpu:gloo,cuda:nccl"
+        # A mesh warns where no GPU was chosen before.
+        torch.cuda.init()
+    distributed.init_process_group(backends, init_method=f"file://{store}", rank=0, world_size=1)
+    try:
+        yield {"timeout": 60.0 + next(GROUPS)}
+    finally:
+        distributed.destroy_process_group()
 
 
 def mlp(*widths: int, seed: int = 0, num_classes: int = CLASSES) -> TappedModel:

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping
 from curricle.training.setup.placement import SingleDevice
+from tests.parts import single_process
 
 pytestmark = [
     pytest.mark.integration,
@@ -118,8 +121,18 @@ class Tokens(nn.Module):
         return logits
 
 
+@pytest.mark.parametrize("parallel", ["none", "ddp"])
 @pytest.mark.parametrize("prefetch", ["none", "batch", "targets"])
-def test_no_step_waits_for_the_gpu(prefetch: Any) -> None:
+def test_no_step_waits_for_the_gpu(prefetch: Any, parallel: Any, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        fields: dict[str, Any] = {"prefetch": prefetch, "parallel": parallel}
+        if parallel != "none":
+            fields |= stack.enter_context(single_process("cuda", tmp_path / "store"))
+        check_no_waits(curricle.TrainingSettings(device="cuda", max_grad_norm=1.0, **fields))
+
+
+def check_no_waits(settings: curricle.TrainingSettings) -> None:
+    """Check that steps of all stages of extraction do not wait for the GPU."""
     models = []
     for width in (8, 16):
         with seeding.scoped(0, f"width {width}"):
@@ -130,19 +143,22 @@ def test_no_step_waits_for_the_gpu(prefetch: Any) -> None:
         teacher=LiveTeacher(models[1]),
         stream=PaddedTokens(),
         optimizer=curricle.AdamW(learning_rate=1e-3),
-        settings=curricle.TrainingSettings(device="cuda", max_grad_norm=1.0, prefetch=prefetch),
+        settings=settings,
         seed=0,
     )
     optimizer = run.optimizer.build(run.student.module.parameters())
     for stage in run.stages:
         with stepping(run, stage, optimizer) as stepper:
-            stepper.take(stepper.start, stage.span.end)
+            # The wrapper of several processes arranges gradients anew in its second pass.
+            first = stepper.start + 3
+            for step in range(stepper.start, first):
+                stepper.take(step, stage.span.end)
             with warnings.catch_warnings():
                 # Torch says that the mode is a prototype.
                 warnings.simplefilter("ignore")
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                for step in range(stepper.start + 1, stepper.start + 6):
+                for step in range(first, first + 5):
                     stepper.take(step, stage.span.end)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
