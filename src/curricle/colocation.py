@@ -4,6 +4,7 @@ Design: where models and batches of a run lie is decided by `training.setup.plac
 Everything else makes its tensors where those lie that it was given.
 """
 
+from collections.abc import Iterable
 from typing import TypeVar, cast
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 Movable = TypeVar("Movable", bound=Tensor | nn.Module)
 MOST_PINNED_BYTES = 2**28
-"""Size of the largest tensor that is copied to a GPU by way of pinned memory, which torch keeps."""
+"""Size of the largest tensor that is copied to or from a GPU by way of pinned memory, which torch
+keeps."""
 
 
 def beside(movable: Movable, like: Tensor) -> Movable:
@@ -59,6 +61,34 @@ def needs_pinning(tensor: Tensor, device: torch.device) -> bool:
         and tensor.nbytes <= MOST_PINNED_BYTES
         and not tensor.is_pinned()
     )
+
+
+def copied_to_host(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return copies of tensors on the CPU, contiguous and each with a storage of its own.
+
+    Copies from a GPU go into pinned memory, and all of them are waited for once.
+
+    Args:
+        tensors: Names and tensors, read one after the other.
+    """
+    copies: dict[str, Tensor] = {}
+    last: dict[torch.device, Tensor] = {}
+    for name, tensor in tensors:
+        copies[name] = _started_copy(tensor.detach())
+        # One tensor for each GPU; a tensor whose copy is queued may be freed before the copy.
+        last[tensor.device] = tensor
+    for tensor in last.values():
+        synchronize(tensor)
+    return copies
+
+
+def _started_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, which of a plain tensor on a GPU may be still under way."""
+    if not tensor.is_cuda or type(tensor) is not Tensor or tensor.layout != torch.strided:
+        return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    is_pinned = tensor.nbytes <= MOST_PINNED_BYTES
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=is_pinned)
+    return copy.copy_(tensor, non_blocking=True)
 
 
 def processor_kind(tensor: Tensor) -> str:

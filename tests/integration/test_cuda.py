@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import curricle
 from curricle import seeding
+from curricle.colocation import copied_to_host
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.teachers.live import LiveTeacher
@@ -182,3 +183,28 @@ def test_a_batch_arrives_as_it_was_when_it_was_sent(view: Callable[[Tensor], Ten
     images.zero_()
     assert torch.equal(moved.cpu(), expected)
     assert moved.stride() == expected.stride()
+
+
+def test_copies_to_the_host_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, wait = [], torch.cuda.synchronize
+
+    def counted(device: torch.device) -> None:
+        waits.append(device)
+        wait(device)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", counted)
+    monkeypatch.setattr("curricle.colocation.MOST_PINNED_BYTES", 2**20)
+    expected = {
+        "matrix": torch.arange(12.0).view(3, 4).T,
+        "integers": torch.arange(1000),
+        "scalar": torch.tensor(2.0, dtype=torch.bfloat16),
+        "large": torch.ones(2**20),
+    }
+    tensors = {name: tensor.to("cuda") for name, tensor in expected.items()}
+    torch.cuda._sleep(10**8)
+    # Freed right after it was read, while its copy is still queued.
+    copies = copied_to_host((name, tensor * 1) for name, tensor in tensors.items())
+    assert len(waits) == 1
+    assert [copy.is_pinned() for copy in copies.values()] == [True, True, True, False]
+    assert all(copy.is_contiguous() for copy in copies.values())
+    assert all(torch.equal(copies[name], tensor) for name, tensor in expected.items())

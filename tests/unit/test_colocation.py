@@ -7,6 +7,7 @@ from torch import nn
 from curricle.colocation import (
     MOST_PINNED_BYTES,
     beside,
+    copied_to_host,
     count_beside,
     needs_pinning,
     processor_kind,
@@ -61,3 +62,22 @@ def test_only_plain_tensors_that_go_to_a_gpu_are_pinned(
     tensor: torch.Tensor, device: str, is_pinned: bool
 ) -> None:
     assert needs_pinning(tensor, torch.device(device)) is is_pinned
+
+
+def test_copies_are_contiguous_and_share_nothing() -> None:
+    whole = torch.arange(6.0).view(2, 3)
+    copies = copied_to_host(iter([("b", whole.T), ("a", nn.Parameter(whole[0])), ("c", whole)]))
+    assert [*copies] == ["b", "a", "c"]
+    assert all(type(copy) is torch.Tensor and copy.is_contiguous() for copy in copies.values())
+    whole.zero_()
+    assert copies["b"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert copies["a"].tolist() == [0, 1, 2]
+    assert copies["c"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_subclasses_of_tensors_stay_what_they_are() -> None:
+    class Marked(torch.Tensor):
+        pass
+
+    (copy,) = copied_to_host([("a", torch.ones(2).as_subclass(Marked))]).values()
+    assert type(copy) is Marked

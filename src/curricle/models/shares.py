@@ -8,12 +8,12 @@ only where something else has imported it.
 """
 
 import importlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor, nn
 
-from curricle.colocation import beside
+from curricle.colocation import beside, copied_to_host
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -76,14 +76,19 @@ def whole_parts(module: nn.Module, *, keeps: bool) -> dict[str, Tensor]:
     owners: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         owners.setdefault(id(tensor), (name, tensor))
-    parts: dict[str, Tensor] = {}
-    for name, tensor in owners.values():
-        gathered = whole(tensor)
-        if keeps:
-            parts[name] = host_copy(gathered)
-    return parts
+    return whole_copies(owners.values(), keeps=keeps)
 
 
-def host_copy(tensor: Tensor) -> Tensor:
-    """Return a copy of a whole tensor on the CPU, contiguous and with a storage of its own."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+def whole_copies(tensors: Iterable[tuple[str, Tensor]], *, keeps: bool) -> dict[str, Tensor]:
+    """Return copies of whole tensors on the CPU; of shares every process calls it.
+
+    Args:
+        tensors: Names and tensors, of which one at a time is gathered where it lies.
+        keeps: Whether this process keeps the copies; otherwise the result is empty.
+    """
+    gathered = ((name, whole(tensor)) for name, tensor in tensors)
+    if keeps:
+        return copied_to_host(gathered)
+    for _ in gathered:
+        pass
+    return {}

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from curricle.colocation import copied_to_host
 from curricle.errors import CheckpointError
 from curricle.files import new_file
 from curricle.models.dispatching import offloaded_weights
 from curricle.models.peft_adapters import tuner_settings
-from curricle.models.shares import host_copy, is_sharded, is_share, share_of, whole_parts
+from curricle.models.shares import is_sharded, is_share, share_of, whole_parts
 from curricle.values import fingerprint
 
 
@@ -76,7 +77,7 @@ def host_copies(module: nn.Module, *, keeps: bool = True) -> dict[str, Tensor]:
     if not keeps:
         return {}
     state = module.state_dict()
-    return {names[0]: host_copy(state[names[0]]) for names in _owners(module)}
+    return copied_to_host((names[0], state[names[0]]) for names in _owners(module))
 
 
 def save_tensors(

@@ -8,7 +8,8 @@ final name, flushed and renamed. Random numbers need no room: they are functions
 
 A save copies all tensors to host memory, then writes them. The second half can run in a background
 thread (`SaveThread`) while the next steps change the weights. Host memory: 12 bytes a parameter for
-AdamW in float32, until the files are written.
+AdamW in float32, until the files are written. Copies from a GPU take pinned memory, which torch
+keeps for the next save, and are waited for once a file.
 
 Design: nothing is read before its hash is checked, and nothing goes into an optimizer with a
 shape or type other than that of its own state: fused kernels read past the end of short tensors.
@@ -33,7 +34,7 @@ from curricle.checksums import SEAL, check_sealed, folder_seal
 from curricle.colocation import beside, processor_kind
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
-from curricle.models.shares import host_copy, is_sharded, share_in_memory, share_of, whole
+from curricle.models.shares import is_sharded, share_in_memory, share_of, whole_copies
 from curricle.models.weights import host_copies, load_weights, serializing
 from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, TimelineState
@@ -419,14 +420,13 @@ def _optimizer_copies(
         module: The module; of one in shares every process calls this.
         keeps: Whether this process keeps the tensors; otherwise the result is empty.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        for key, slot in optimizer.state.get(parameter, {}).items():
-            if slot is not None:
-                tensor = whole(torch.as_tensor(slot))
-                if keeps:
-                    tensors[f"{name}/{key}"] = host_copy(tensor)
-    return tensors
+    slots = (
+        (f"{name}/{key}", torch.as_tensor(slot))
+        for name, parameter in module.named_parameters()
+        for key, slot in optimizer.state.get(parameter, {}).items()
+        if slot is not None
+    )
+    return whole_copies(slots, keeps=keeps)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:

@@ -428,7 +428,9 @@ class Stepper:
         Raises:
             DivergenceError: If they are not.
         """
-        if not all(_is_finite(parameter) for parameter in self._parameters):
+        # All flags are read at once, as a GPU is waited for at each reading.
+        flags = [whole(parameter.isfinite().all()) for parameter in self._parameters]
+        if flags and not torch.stack(flags).all():
             raise DivergenceError(
                 f"'weights' must be finite; they are not in stage {self.stage.declared.name!r} "
                 f"after step {step} with seed {self.run.seed}{self._blamed(step)}"
