@@ -3,19 +3,21 @@
 #
 #   benchmarks/gpu.sh FOLDER [PIECE[=SECONDS] ...]
 #
-# Pieces: tests steps head multistep compiled scale; all of them if none is named. Each writes
-# FOLDER/PIECE.log as it goes; `steps` and `compiled` append their results to FOLDER/gpu.jsonl, and
-# `scale` packs records and reports of its runs, without weights, into FOLDER/scale.tgz every ten
-# seconds. A piece that reaches its limit is stopped, and the next one begins.
+# Pieces: tests parity pcfg steps saving head compiled multistep; if none is named, all but the last
+# two, whose limits sum to 860 seconds. Each writes FOLDER/PIECE.log as it goes. `parity` and `pcfg`
+# are recipes of scale paper with one seed; they pack records and reports, without weights, into
+# FOLDER/PIECE.tgz every ten seconds. `steps` and `compiled` append to FOLDER/gpu.jsonl, `head` to
+# FOLDER/heads.jsonl. A piece that reaches its limit is stopped, and the next one begins.
 #
-# PYTHON names the interpreter; TASKS the tasks of gpu.py; HEAD, SCALE, STEPS further options.
+# PYTHON names the interpreter, TASKS the tasks of gpu.py; PARITY, PCFG, STEPS, HEAD, SAVING and
+# MULTISTEP hold options in the place of the usual ones.
 set -u
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
 cd "$here/.." || exit 1
-[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$here/gpu.sh"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,15s/^# \{0,1\}//p' "$here/gpu.sh"; exit 2; }
 folder=$1; shift
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 1
-[ $# -ge 1 ] || set -- tests=180 steps=400 head=300 multistep=240 compiled=400 scale=540
+[ $# -ge 1 ] || set -- tests=100 parity=260 pcfg=300 steps=90 saving=60 head=50
 
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
@@ -29,38 +31,39 @@ measured() {  # measured SECONDS GROUP ...
     ${TASKS:+--tasks $TASKS} ${STEPS:-} --groups "$@"
 }
 
-packed() {  # Packs what the runs have written so far.
-  tar czf "$runs.part" -C "$runs" --exclude='*.safetensors' --exclude=checkpoints . 2>/dev/null
-  mv "$runs.part" "$folder/scale.tgz"
+packed() {  # packed NAME: packs what the runs of a recipe have written so far.
+  tar czf "$folder/$1.part" -C "$runs" --exclude='*.safetensors' --exclude=checkpoints . 2>/dev/null
+  mv "$folder/$1.part" "$folder/$1.tgz"
 }
 
-scaled() {
+reproduced() {  # reproduced NAME RECIPE OPTION ...
+  local name=$1; shift
   runs=$(mktemp -d)
-  # shellcheck disable=SC2086
-  "$python" -m curricle reproduce parity-mlp --scale paper --set engine.compiled_steps=25 \
-    --output-dir "$runs" ${SCALE:---jobs 12} &
+  "$python" -m curricle reproduce "$1" --scale paper --output-dir "$runs/$name" "${@:2}" &
   local run=$!
-  # The runs end by the signal that ends this piece, and leave their records.
-  trap 'kill -TERM $run 2>/dev/null; wait $run; packed; exit 143' TERM
-  while kill -0 $run 2>/dev/null; do sleep 10 & wait $!; packed; done
+  # The signal that ends this piece ends the runs as well, which leave their records.
+  trap 'wait $run; packed '"$name"'; exit 143' TERM
+  while kill -0 $run 2>/dev/null; do sleep 10 & wait $!; packed "$name"; done
   wait $run
   local code=$?
-  packed
+  packed "$name"
   return $code
 }
 
+# shellcheck disable=SC2086
 piece() {  # piece NAME SECONDS
   case $1 in
     tests) "$python" -m pytest -q -n 0 --no-cov -p no:cacheprovider -p no:randomly \
              tests/integration/test_cuda.py tests/integration/test_devices.py \
              tests/integration/test_fused_losses.py tests/unit/objectives/test_fused_kernels.py ;;
+    parity) reproduced parity parity-mlp ${PARITY:---set seeds=[0] --jobs 4} ;;
+    pcfg) reproduced pcfg pcfg-mlm ${PCFG:---panels layers --set seeds=[0] --jobs 3} ;;
     steps) measured "$2" plain where prefetch trainer ;;
-    compiled) measured "$2" compiled ;;
-    # shellcheck disable=SC2086
+    saving) "$python" benchmarks/async_saving.py ${SAVING:---device cuda} ;;
     head) "$python" benchmarks/gpu_heads.py --out "$folder/heads.jsonl" \
             ${HEAD:---rows ^(products|chunked|kl_div|plain)} ;;
-    multistep) "$python" benchmarks/multistep.py --device cuda --quick ;;
-    scale) scaled ;;
+    compiled) measured "$2" compiled ;;
+    multistep) "$python" benchmarks/multistep.py ${MULTISTEP:---device cuda --quick} ;;
     *) echo "unknown piece: $1"; return 2 ;;
   esac
 }

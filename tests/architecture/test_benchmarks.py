@@ -1,6 +1,7 @@
 """Every benchmark that `make benchmarks` runs starts with `--quick` alone."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,13 @@ def test_the_makefile_leaves_out_the_same_benchmarks() -> None:
     makefile = (BENCHMARKS.parent / "Makefile").read_text()
     (line,) = [line for line in makefile.splitlines() if line.startswith("QUIET :=")]
     assert {Path(name).name for name in line.split(":=")[1].split()} == NOT_RUN
+
+
+def test_the_usual_pieces_on_a_gpu_take_at_most_a_quarter_of_an_hour() -> None:
+    text = (BENCHMARKS / "gpu.sh").read_text()
+    usual = re.findall(r"(\w+)=(\d+)", text.partition("|| set -- ")[2].partition("\n")[0])
+    known = re.findall(r"^    (\w+)\) ", text.partition("piece() {")[2], flags=re.MULTILINE)
+    assert [name for name, _ in usual] == known[: len(usual)]
+    total = sum(int(seconds) for _, seconds in usual)
+    assert total <= 900
+    assert f"sum to {total} seconds" in text
