@@ -53,14 +53,23 @@ def encoder(*, layers: int, heads: int, width: int, model_type: str = "bert") ->
     )
 
 
-def _engine(scale: Scale, total: int) -> TrainingSettings:
+def _engine(scale: Scale, total: int, *, micro_batches: int = 1) -> TrainingSettings:
+    """Return the settings of a panel.
+
+    Args:
+        scale: Size.
+        total: Steps of each student.
+        micro_batches: Micro-batches of a step at scale `paper`: of 32,000 to 94,000 tokens, since
+            launches bound passes of 8,192 (docs/performance.md, steps on a GPU).
+    """
     on_gpu = scale == "paper"
     return TrainingSettings(
         device="cuda" if on_gpu else "cpu",
         # On a CPU the attention of narrow heads is several times slower in bfloat16.
         precision="bfloat16" if on_gpu else "float32",
         max_grad_norm=1.0,
-        gradient_accumulation_steps=8 if on_gpu else 1,
+        gradient_accumulation_steps=micro_batches if on_gpu else 1,
+        compile="both" if on_gpu else "none",
         eval_every=max(total // 40, 5),
         log_every=max(total // 80, 5),
         threads=None if on_gpu else 1,
@@ -109,7 +118,7 @@ def pcfg_comparison(scale: Scale, total: int, strategies: Mapping[str, StrategyS
             budget=steps(total),
             goal=Goal(metric="accuracy", final_of="one_shot"),
             optimizer=_adam(rate),
-            engine=_engine(scale, total),
+            engine=_engine(scale, total, micro_batches=4),
         )
     )
 
@@ -130,6 +139,8 @@ GRAMMAR_STEPS: Mapping[Scale, int] = {"smoke": 12, "small": 1000, "paper": 6000}
 
 FIRST_CHOICE = {"kind": "logits", "teacher_temperature": 0.0}
 """The teacher's arg-max as target, which temperature 1e-4 of the second paper comes to."""
+IN_CHUNKS: Plain = {"kind": "logits", "chunk": "auto"}
+"""Logits of a large vocabulary on a GPU, whose loss takes a kernel."""
 TARGETS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
 """By strategy, the argument with the objective on logits."""
 LAYERS: Mapping[int, tuple[int, ...]] = {1: (4,), 2: (2, 4), 3: (1, 3, 4)}
@@ -181,12 +192,26 @@ def _as_published(comparison: Comparison) -> Comparison:
     """Return a comparison with the sampling, masking and targets of the second paper's code."""
     spec = comparison.spec
     assert isinstance(spec.task, PcfgTask)  # noqa: S101 - for the type checker
-    strategies = dict(spec.strategies)
-    for name, argument in TARGETS.items():
-        call: Plain = {**spec.strategies[name].curriculum, argument: FIRST_CHOICE}
-        strategies[name] = StrategySpec(curriculum=call)
+    strategies = _with_logits(spec.strategies, FIRST_CHOICE)
     task = replace(spec.task, grammar="cfg3b-p2", masking_quirk=True)
     return replace(comparison, spec=replace(spec, task=task, strategies=strategies))
+
+
+def _with_logits(
+    strategies: Mapping[str, StrategySpec], objective: Plain
+) -> dict[str, StrategySpec]:
+    """Return strategies with another objective on logits, where they have one.
+
+    Args:
+        strategies: The four strategies.
+        objective: The objective.
+    """
+    return {
+        name: replace(strategy, curriculum={**strategy.curriculum, TARGETS[name]: objective})
+        if name in TARGETS
+        else strategy
+        for name, strategy in strategies.items()
+    }
 
 
 PCFG_MLM = Recipe(
@@ -245,7 +270,7 @@ def _pcfg_gpt(scale: Scale) -> Mapping[str, Comparison]:
         budget=steps(total),
         goal=Goal(metric="accuracy", final_of="one_shot"),
         optimizer=AdamW(learning_rate=2e-3, schedule=COSINE),
-        engine=_engine(scale, total),
+        engine=_engine(scale, total, micro_batches=4),
     )
     return {"gpt": Comparison(spec=spec)}
 
@@ -291,6 +316,11 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
             for name, rate in (("progressive", 6e-3), ("extraction", 1.2e-2))
         }
     )
+    strategies = four_strategies(
+        {"pairs": taps(*read), "shared_projection": True, "layer_fraction": 0.3}
+    )
+    if scale == "paper":
+        strategies = _with_logits(strategies, IN_CHUNKS)
     spec = RunSpec(
         output_dir="runs/wikipedia-mlm",
         task=TextTask(
@@ -308,10 +338,7 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         ),
         student=narrow,
         strategies={
-            name: replace(call, optimizer=rates.get(name))
-            for name, call in four_strategies(
-                {"pairs": taps(*read), "shared_projection": True, "layer_fraction": 0.3}
-            ).items()
+            name: replace(call, optimizer=rates.get(name)) for name, call in strategies.items()
         },
         seeds=SEEDS[scale],
         budget=steps(total),

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,7 +8,8 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import build
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
-from curricle.runs.spec import load_spec
+from curricle.runs.spec import changed, load_spec
+from curricle.runs.train import first_runs, planned_student
 from curricle.tasks import PcfgTask, TextTask
 from curricle.values import plain
 from curricle_papers.recipes.recipe import SCALES, Recipe, Scale
@@ -74,3 +76,58 @@ def test_the_small_text_is_the_comparison_in_the_recipes_folder() -> None:
     task = replace(panel.spec.task, corpus=written.task.corpus)
     found = replace(panel.spec, output_dir=written.output_dir, task=task)
     assert plain(found) == plain(written)
+
+
+@pytest.mark.parametrize("recipe", [PCFG_MLM, PCFG_GPT, WIKIPEDIA_MLM], ids=lambda one: one.name)
+def test_a_gpu_gets_compiled_models_and_few_micro_batches(recipe: Recipe) -> None:
+    for scale in SCALES:
+        for comparison in recipe.panels(scale).values():
+            engine = comparison.spec.engine
+            assert engine.compile == ("both" if scale == "paper" else "none")
+            number = 1 if recipe is WIKIPEDIA_MLM or scale != "paper" else 4
+            assert engine.gradient_accumulation_steps == number
+
+
+@pytest.mark.parametrize(("scale", "chunk"), [("smoke", None), ("small", None), ("paper", "auto")])
+def test_only_the_large_vocabulary_of_the_paper_scale_is_taken_in_chunks(
+    scale: Scale, chunk: Any
+) -> None:
+    for recipe in (WIKIPEDIA_MLM, PCFG_GPT):
+        spec = next(iter(recipe.panels(scale).values())).spec
+        for name in ("one_shot", "progressive", "extraction"):
+            call = spec.strategies[name].curriculum
+            (objective,) = (
+                build(call, total=Duration(number=100), trajectory=(10, 100)).stages[-1].objectives
+            )
+            expected = MatchLogits(chunk=chunk) if recipe is WIKIPEDIA_MLM else MatchLogits()
+            assert objective == expected
+
+
+# Widths and batches are small, all else is that of the scale.
+SMALL: dict[str, list[str]] = {
+    "pcfg-mlm": ["task.start=16"],
+    "pcfg-gpt": ["task.start=16"],
+    "wikipedia-mlm": [
+        "task.corpus=sample",
+        "task.vocabulary_size=300",
+        *(
+            f"{model}.config.{field}={number}"
+            for model, width in (("teacher.model", 24), ("student", 8))
+            for field, number in (("hidden_size", width), ("intermediate_size", 4 * width))
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("recipe", [PCFG_MLM, PCFG_GPT, WIKIPEDIA_MLM], ids=lambda one: one.name)
+def test_the_paper_scale_binds(recipe: Recipe, tmp_path: Path) -> None:
+    fields = ["engine.device=cpu", "engine.precision=float32", "task.batch_size=8"]
+    fields += [f"cache_dir={tmp_path}", f"output_dir={tmp_path / 'run'}", *SMALL[recipe.name]]
+    spec = changed(next(iter(recipe.panels("paper").values())).spec, fields)
+    for run in first_runs(spec):
+        # Progressive distillation has one-shot's objective, in many stages.
+        if run.name != "progressive":
+            bound = planned_student(spec, run)
+            assert bound.settings.compiles_student
+            assert bound.settings.compiles_teacher
+            assert bound.num_steps == spec.budget.number  # type: ignore[union-attr]
