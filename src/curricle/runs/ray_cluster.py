@@ -105,6 +105,9 @@ class RayWorkers:
         """
         ray = imported("ray", package="ray", extra="ray", use="runs on a Ray cluster")
         queues = imported("ray.util.queue", package="ray", extra="ray", use="records of runs")
+        scheduling = imported(
+            "ray.util.scheduling_strategies", package="ray", extra="ray", use="records of runs"
+        )
         self._ray = ray
         self._has_connected = not ray.is_initialized()
         if self._has_connected:
@@ -123,7 +126,14 @@ class RayWorkers:
             if self._has_connected:
                 ray.shutdown()
             raise
-        self._queue: Queue = queues.Queue(actor_options={"num_cpus": 0})
+        # On the node of this process: with another one the records would be lost, and the runs of
+        # all nodes with them.
+        here = scheduling.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self._queue: Queue = queues.Queue(
+            actor_options={"num_cpus": 0, "scheduling_strategy": here}
+        )
         self._empty = queues.Empty
         self._task = ray.remote(
             num_cpus=cluster.num_cpus,

@@ -1,13 +1,17 @@
 """Comparisons as tasks of a Ray cluster of two nodes on this machine."""
 
+import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,21 +19,24 @@ import torch
 import curricle
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DivergenceError, SpecError
+from curricle.files import new_file
 from curricle.runs import ray_cluster
 from curricle.runs.folder import end_of
 from curricle.runs.pool import compare, work_off
 from curricle.runs.ray_cluster import RayCluster, RayWorkers, check_device
+from curricle.runs.report import summarized
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import student_runs, teach
 from curricle.runs.workers import RecordWatcher
 from tests.parts import StoredRows, mlp, parity, stored_rows
+from tests.soak.contents import without_seconds
 
 MakeSpec = Callable[..., RunSpec]
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def nodes() -> Iterator[Any]:
     """Start a cluster of two nodes of a core each."""
     handler = signal.getsignal(signal.SIGTERM)
     ray = pytest.importorskip("ray")
@@ -50,10 +57,17 @@ def address() -> Iterator[str]:
     )
     # Nodes and drivers set one of their own, which other tests in this process would meet.
     signal.signal(signal.SIGTERM, handler)
-    yield nodes.address
+    yield nodes
     ray.shutdown()
     nodes.shutdown()
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def address(nodes: Any) -> str:
+    """Return the address of the cluster."""
+    found: str = nodes.address
+    return found
 
 
 def taught(make_spec: MakeSpec, folder: Path) -> RunSpec:
@@ -76,6 +90,82 @@ def test_students_of_a_cluster_are_those_of_one_process(
         assert end is not None
         assert same is not None
         assert end.metrics == same.metrics
+    summaries = [
+        without_seconds(json.loads(json.dumps(asdict(summarized([spec.folder])[1]))))
+        for spec in (here, there)
+    ]
+    assert summaries[0] == summaries[1]
+
+
+@dataclass(frozen=True)
+class WaitingStream:
+    """Parity batches; the first process that reads one of them waits until it is killed."""
+
+    folder: str
+    step: int
+
+    def batch(self, step: int) -> Batch:
+        with Path(self.folder, "steps").open("a") as file:
+            file.write(f"{step} ")
+        marker = Path(self.folder, "waits")
+        if step == self.step and not marker.exists():
+            import ray
+
+            with new_file(marker) as temporary:
+                temporary.write_text(f"{os.getpid()} {ray.get_runtime_context().get_node_id()}")
+            time.sleep(120)
+        return parity().batch(step)
+
+    @property
+    def batch_size(self) -> int:
+        return parity().batch_size
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return parity().tokens_per_batch
+
+    @property
+    def fingerprint(self) -> str:
+        return parity().fingerprint
+
+
+def test_a_run_whose_node_is_lost_goes_on_on_another_from_its_checkpoint(
+    nodes: Any, tmp_path: Path
+) -> None:
+    # The only nodes with room for the run.
+    large = [nodes.add_node(num_cpus=2, num_gpus=0, object_store_memory=80 << 20) for _ in range(2)]
+
+    def lose_node() -> None:
+        while not (tmp_path / "waits").exists():
+            time.sleep(0.05)
+        pid, name = (tmp_path / "waits").read_text().split()
+        (place,) = (place for place, node in enumerate(large) if node.node_id == name)
+        nodes.remove_node(large.pop(place), allow_graceful=False)
+        # The nodes are processes of one machine, on which a worker may outlive its node.
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(lose_node)
+        result = curricle.compare(
+            mlp(5, 4),
+            mlp(16, 12, seed=1),
+            WaitingStream(str(tmp_path), 10),
+            evaluation=[parity().batch(0)],
+            budget="12 steps",
+            strategies=["one_shot"],
+            seeds=(0,),
+            settings=curricle.TrainingSettings(device="cpu", save_every=4, threads=1),
+            output_dir=tmp_path / "run",
+            on=RayCluster(address=nodes.address, num_cpus=2),
+        )
+        lost.result()
+    nodes.remove_node(*large)
+    assert set(result.students) == {("one_shot", 0)}
+    steps = [int(step) for step in (tmp_path / "steps").read_text().split()]
+    after = steps[steps.index(10) + 1 :]
+    assert set(range(1, 8)).isdisjoint(after)
+    assert {8, 9, 10, 11} <= set(after)
 
 
 @dataclass(frozen=True)
