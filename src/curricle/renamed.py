@@ -1,7 +1,8 @@
 """Former names of arguments, spec fields and public names, for error sentences.
 
 An unknown name whose new name fits the same place gets one sentence that names it. Old names are
-not accepted: two names of one thing would have to be explained everywhere.
+not accepted: two names of one thing would have to be explained everywhere. Names that other
+libraries give to what has several names, or another place, here are answered by a remedy.
 
 Design: one table serves all places. A row applies only where its new name is available, so that
 `share` is answered in `extraction` and nowhere else.
@@ -43,6 +44,30 @@ RENAMED: Mapping[str, str] = MappingProxyType(
 )
 """New name by former name."""
 
+_BOTH = "both models have one: teacher_temperature=4, student_temperature=4"
+_SOFTENED = (
+    "it belongs to the objective: {}=curricle.MatchLogits(teacher_temperature=4, "
+    "student_temperature=4, scale='temperature_squared')"
+)
+_EPOCHS = "the length belongs to the strategy, as curricle.one_shot(total='3 epochs')"
+_LENGTH = "the length is total='{}', with its unit"
+REMEDIES: tuple[tuple[str, frozenset[str], str], ...] = (
+    (
+        "temperature",
+        frozenset({"teacher_temperature", "scale"}),
+        f"{_BOTH}, and for the loss of Hinton et al. (2015) scale='temperature_squared'",
+    ),
+    ("temperature", frozenset({"teacher_temperature"}), _BOTH),
+    ("temperature", frozenset({"objective"}), _SOFTENED.format("objective")),
+    ("temperature", frozenset({"final_objective"}), _SOFTENED.format("final_objective")),
+    ("epochs", frozenset({"total"}), _LENGTH.format("3 epochs")),
+    ("steps", frozenset({"total"}), _LENGTH.format("1500 steps")),
+    ("epochs", frozenset({"eval_every"}), _EPOCHS),
+    ("epochs", frozenset({"curriculum"}), _EPOCHS),
+)
+"""Names of other libraries, the names that are available where a row applies, and the remedy; the
+first row that applies is taken."""
+
 
 def name_hint(name: str, available: Iterable[str]) -> str:
     """Return the end of an error sentence about an unknown name: its new name, else near ones.
@@ -53,7 +78,12 @@ def name_hint(name: str, available: Iterable[str]) -> str:
     """
     names = list(available)
     new = RENAMED.get(name)
-    return f"it is now named {new!r}" if new in names else near_names(name, names)
+    if new in names:
+        return f"it is now named {new!r}"
+    for known, needed, remedy in REMEDIES:
+        if known == name and needed <= set(names):
+            return remedy
+    return near_names(name, names)
 
 
 def known_arguments(

@@ -1,12 +1,15 @@
 """Sentences about names that have changed, in every place where names are typed."""
 
+from collections.abc import Callable
+
 import pytest
 
 import curricle
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import build
-from curricle.errors import SpecError, near_names
-from curricle.renamed import RENAMED, name_hint
+from curricle.errors import BindError, SpecError, near_names
+from curricle.objectives.paired_logits import MatchPairedLogits
+from curricle.renamed import REMEDIES, RENAMED, name_hint
 from curricle.values import checked, override, parse, value
 
 
@@ -30,6 +33,81 @@ def test_a_renamed_name_is_answered_where_its_new_name_is_available() -> None:
 @pytest.mark.parametrize("name", ["share", "totl"])
 def test_elsewhere_near_names_are_the_answer(name: str) -> None:
     assert name_hint(name, ["total"]) == near_names(name, ["total"])
+
+
+SOFTENED = (
+    "=curricle.MatchLogits(teacher_temperature=4, student_temperature=4, "
+    "scale='temperature_squared')"
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "fields", "sentence"),
+    [
+        (
+            curricle.MatchLogits,
+            {"temperature": 4},
+            (
+                "'MatchLogits': 'temperature' is not a field; both models have one: "
+                "teacher_temperature=4, student_temperature=4, and for the loss of Hinton et al. "
+                "(2015) scale='temperature_squared'"
+            ),
+        ),
+        (
+            MatchPairedLogits,
+            {"temperature": 4},
+            (
+                "'MatchPairedLogits': 'temperature' is not a field; both models have one: "
+                "teacher_temperature=4, student_temperature=4"
+            ),
+        ),
+        (
+            curricle.one_shot,
+            {"total": "9 steps", "temperature": 4},
+            f"'temperature' is not an argument; it belongs to the objective: objective{SOFTENED}",
+        ),
+        (
+            curricle.extraction,
+            {"total": "9 steps", "temperature": 4},
+            (
+                f"'temperature' is not an argument; it belongs to the objective: "
+                f"final_objective{SOFTENED}"
+            ),
+        ),
+        (
+            curricle.one_shot,
+            {"epochs": 3},
+            "'epochs' is not an argument; the length is total='3 epochs', with its unit",
+        ),
+        (
+            curricle.one_shot,
+            {"steps": 3},
+            "'steps' is not an argument; the length is total='1500 steps', with its unit",
+        ),
+    ],
+)
+def test_names_of_other_libraries_are_answered_by_a_remedy(
+    call: Callable[..., object], fields: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(SpecError) as error:
+        call(**fields)
+    assert str(error.value) == sentence
+
+
+def test_epochs_of_settings_are_answered_by_the_length_of_the_strategy() -> None:
+    remedy = r"; the length belongs to the strategy, as curricle\.one_shot\(total='3 epochs'\)$"
+    with pytest.raises(SpecError, match="'TrainingSettings': 'epochs' is not a field" + remedy):
+        curricle.TrainingSettings(epochs=3)  # type: ignore[call-arg]
+    with pytest.raises(BindError, match="'epochs' is not an argument of 'distill'" + remedy):
+        curricle.distill(None, None, None, None, epochs=3)  # type: ignore[call-arg, arg-type]
+
+
+@pytest.mark.parametrize(("name", "needed", "remedy"), REMEDIES)
+def test_remedies_of_names_hold_only_where_their_place_is(
+    name: str, needed: frozenset[str], remedy: str
+) -> None:
+    assert name_hint(name, needed) == remedy
+    assert name_hint(name, ["verse"]) == "available: 'verse'"
 
 
 def test_no_new_name_is_a_former_one() -> None:
