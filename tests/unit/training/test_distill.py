@@ -583,6 +583,45 @@ def test_an_id_without_a_row_in_the_held_out_data_is_refused_in_a_sentence() -> 
         )
 
 
+def test_held_out_texts_longer_than_a_table_of_positions_are_refused_before_training() -> None:
+    class Positioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ids, self.places = nn.Embedding(5, 4), nn.Embedding(4, 4)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            places = self.places(torch.arange(input_ids.shape[1]))
+            logits: Tensor = self.head(self.ids(input_ids) + places)
+            return logits
+
+    def rows(length: int) -> Batch:
+        ids = torch.arange(2 * length).view(2, length) % 5
+        return Batch(
+            inputs={"input_ids": ids},
+            labels=ids.flatten().flip(0),
+            selected=torch.arange(2 * length),
+        )
+
+    with seeding.scoped(0, "model"):
+        student = Positioned()
+    start = {name: weight.clone() for name, weight in student.state_dict().items()}
+    sentence = (
+        r"^'evaluation': 'input_ids' must have at most the 4 positions of the student's table "
+        r"'places'; got 6; truncate them in the collate function; its forward pass failed with: "
+    )
+    with pytest.raises(DataError, match=sentence):
+        distill(
+            student,
+            None,
+            from_labels(total="2 steps"),
+            Listed(rows(4)),
+            evaluation=[rows(4), rows(6)],
+            settings=CPU,
+        )
+    assert all(torch.equal(student.state_dict()[name], start[name]) for name in start)
+
+
 def test_skipped_steps_are_in_the_notes_also_of_a_finished_run_that_is_read_again(
     tmp_path: Path,
 ) -> None:
