@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
-from curricle.errors import BindError, near_names
+from curricle.errors import BindError, SpecError, near_names
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
+Fields = TypeVar("Fields")
 
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
@@ -89,12 +90,14 @@ def name_hint(name: str, available: Iterable[str]) -> str:
 def known_arguments(
     function: Callable[Arguments, Returned],
     hint: Callable[[str, Iterable[str]], str] = name_hint,
+    contents: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[Arguments, Returned]:
     """Return a function that refuses missing and unknown arguments with a sentence.
 
     Args:
         function: The function.
         hint: Returns the end of the sentence about an unknown name, from it and the known ones.
+        contents: What an argument holds, by its name, for those that are missing.
     """
     signature = inspect.signature(function)
 
@@ -107,10 +110,71 @@ def known_arguments(
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise BindError(
-                f"{function.__name__!r} must be called with all of its arguments: {error}; "
-                f"help(curricle.{function.__name__}) lists them"
-            ) from None
+            rule = (
+                _arity(signature, len(args), kwargs, contents)
+                or f"takes its arguments once: {error}"
+            )
+            name = function.__name__
+            raise BindError(f"{name!r} {rule}; help(curricle.{name}) lists its arguments") from None
         return function(*args, **kwargs)
 
     return call
+
+
+def _arity(
+    signature: inspect.Signature,
+    positions: int,
+    names: Iterable[str],
+    contents: Mapping[str, str],
+) -> str:
+    """Return the rule that a call breaks by too many or too few arguments; empty for neither."""
+    parameters = signature.parameters.values()
+    by_position = [item.name for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD]
+    if positions > len(by_position):
+        listing = ", ".join(map(repr, by_position)) or "none"
+        return (
+            f"takes these arguments by position, and all others by name: {listing}; got {positions}"
+        )
+    passed = {*by_position[:positions], *names}
+    for item in parameters:
+        if item.name not in passed and item.default is item.empty:
+            content = f", {contents[item.name]}" if item.name in contents else ""
+            return f"must be called with {item.name!r}{content}"
+    return ""
+
+
+def known_fields(cls: type[Fields]) -> type[Fields]:
+    """Return a data class that refuses missing, unknown and unnamed fields with a sentence.
+
+    Args:
+        cls: The class, whose fields are taken by name.
+    """
+    plain_init = cls.__init__
+    parameters = {
+        name: item for name, item in inspect.signature(cls).parameters.items() if name != "self"
+    }
+    required = tuple(name for name, item in parameters.items() if item.default is item.empty)
+
+    @functools.wraps(plain_init)
+    def checked_init(self: object, *args: object, **fields: object) -> None:
+        try:
+            plain_init(self, *args, **fields)
+        except TypeError:
+            # Only now, since batches are made in every step.
+            if args:
+                example = ", ".join(f"{name}=..." for name in list(parameters)[: len(args)])
+                raise SpecError(
+                    f"{cls.__name__!r} takes its fields by name, as {cls.__name__}({example}); got "
+                    f"{type(args[0]).__name__!r} without a name"
+                ) from None
+            for name in fields:
+                if name not in parameters:
+                    hint = name_hint(name, parameters)
+                    raise SpecError(f"{cls.__name__!r}: {name!r} is not a field; {hint}") from None
+            for name in required:
+                if name not in fields:
+                    raise SpecError(f"{f'{cls.__name__}.{name}'!r}: field required") from None
+            raise
+
+    cls.__init__ = checked_init  # type: ignore[method-assign]
+    return cls

@@ -1,6 +1,10 @@
 """Sentences about names that have changed, in every place where names are typed."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -9,7 +13,7 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import build
 from curricle.errors import BindError, SpecError, near_names
 from curricle.objectives.paired_logits import MatchPairedLogits
-from curricle.renamed import REMEDIES, RENAMED, name_hint
+from curricle.renamed import REMEDIES, RENAMED, known_arguments, known_fields, name_hint
 from curricle.values import checked, override, parse, value
 
 
@@ -142,3 +146,99 @@ def test_public_names_name_their_new_name(old: str, new: str) -> None:
     with pytest.raises(AttributeError, match=message):
         getattr(curricle, old)
     assert new in dir(curricle)
+
+
+@known_arguments
+def joined(first: int, second: int, *, third: int) -> int:
+    """Return the sum."""
+    return first + second + third
+
+
+@pytest.mark.parametrize(
+    ("args", "keywords", "sentence"),
+    [
+        ((1,), {"third": 3}, "must be called with 'second'"),
+        (
+            (1, 2, 3),
+            {},
+            "takes these arguments by position, and all others by name: 'first', 'second'; got 3",
+        ),
+        (
+            (1, 2),
+            {"first": 1, "third": 3},
+            "takes its arguments once: multiple values for argument 'first'",
+        ),
+    ],
+    ids=["missing", "positions", "twice"],
+)
+def test_calls_with_too_few_or_too_many_arguments_are_answered_by_the_rule(
+    args: tuple[int, ...], keywords: dict[str, int], sentence: str
+) -> None:
+    call: Any = joined
+    with pytest.raises(BindError) as error:
+        call(*args, **keywords)
+    assert str(error.value) == f"'joined' {sentence}; help(curricle.joined) lists its arguments"
+    assert call(1, 2, third=3) == 6
+
+
+def test_a_missing_argument_is_answered_by_what_it_holds() -> None:
+    @partial(known_arguments, contents={"second": "a number"})
+    def pair(first: int, second: int) -> int:
+        return first + second
+
+    with pytest.raises(BindError, match=r"^'pair' must be called with 'second', a number; help"):
+        pair(1)  # type: ignore[call-arg]
+
+
+@known_fields
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """A data class with fields by name."""
+
+    layer_fraction: float
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise TypeError("negative")
+
+
+@pytest.mark.parametrize(
+    ("args", "fields", "sentence"),
+    [
+        (
+            (0.5, 2),
+            {},
+            (
+                "'Sides' takes its fields by name, as Sides(layer_fraction=..., number=...); got "
+                "'float' without a name"
+            ),
+        ),
+        (
+            (),
+            {"numbr": 2},
+            (
+                "'Sides': 'numbr' is not a field; did you mean 'number'? available: "
+                "'layer_fraction', 'number'"
+            ),
+        ),
+        ((), {"share": 2}, "'Sides': 'share' is not a field; it is now named 'layer_fraction'"),
+        ((), {"number": 2}, "'Sides.layer_fraction': field required"),
+    ],
+    ids=["position", "unknown", "renamed", "missing"],
+)
+def test_fields_of_data_classes_are_answered_as_those_of_values(
+    args: tuple[float, ...], fields: dict[str, int], sentence: str
+) -> None:
+    kind: Any = Sides
+    with pytest.raises(SpecError) as error:
+        kind(*args, **fields)
+    assert str(error.value) == sentence
+
+
+def test_data_classes_with_known_fields_stay_what_they_are() -> None:
+    sides = Sides(layer_fraction=0.5)
+    assert replace(sides, number=3) == Sides(layer_fraction=0.5, number=3)
+    assert list(inspect.signature(Sides).parameters) == ["layer_fraction", "number"]
+    with pytest.raises(TypeError, match=r"^negative$"):
+        Sides(layer_fraction=0.5, number=-1)

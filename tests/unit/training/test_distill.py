@@ -170,6 +170,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"optimizer": torch.optim.AdamW([torch.ones(1)])},
         "curricle.AdamW(learning_rate=...) or curricle.SGD(learning_rate=...); got 'torch.optim.",
     ),
+    "optimizer class": (
+        {"optimizer": torch.optim.AdamW},
+        "curricle.SGD(learning_rate=...); got the class 'torch.optim.adamw.AdamW'",
+    ),
     "stream": (
         {"evaluation": parity()},
         "'evaluation' must be a stream of a known length, its 'examples_per_epoch'",
@@ -254,6 +258,47 @@ def test_observers_are_told() -> None:
     assert [record.kind for record in seen] == ["run", "stage", "stage", "end"]
 
 
+@pytest.mark.parametrize(
+    ("observers", "sentence"),
+    [
+        (
+            print,
+            (
+                r"must be a sequence of functions that take a record, as observers=\[print\]; got "
+                r"'builtin_function_or_method'$"
+            ),
+        ),
+        ([3], r"must hold functions that take a record; got 'int'$"),
+        ("wandb", r"must hold functions that take a record; got 'w'$"),
+    ],
+    ids=["function", "number", "name"],
+)
+def test_observers_of_another_kind_are_refused(observers: Any, sentence: str) -> None:
+    usual: dict[str, Any] = {"data": parity(), "evaluation": held_out(), "settings": CPU}
+    with pytest.raises(BindError, match=f"^'observers' {sentence}"):
+        # The shape checks of the tests would refuse them first.
+        inspect.unwrap(distill)(
+            mlp(5), None, from_labels(total=TOTAL), observers=observers, **usual
+        )
+
+
+@pytest.mark.parametrize("resume", [True, "fallback"])
+def test_a_run_goes_on_only_from_a_folder(resume: Any) -> None:
+    sentence = (
+        f"^'resume' must be False without 'output_dir', the folder with the checkpoints to go on "
+        f"from; got {resume!r}$"
+    )
+    with pytest.raises(BindError, match=sentence):
+        distilled(resume=resume)
+
+
+def test_a_note_says_that_checkpoints_need_a_folder(tmp_path: Path) -> None:
+    settings = TrainingSettings(device="cpu", save_every=5)
+    note = "'save_every' 5 has no effect without 'output_dir': no checkpoint is written"
+    assert note in distilled(settings=settings).notes
+    assert note not in distilled(settings=settings, output_dir=tmp_path / "run").notes
+
+
 @pytest.mark.parametrize(("progress", "is_shown"), [(True, True), (False, False)])
 def test_progress_is_shown_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, *, progress: bool, is_shown: bool
@@ -301,7 +346,12 @@ def test_an_empty_loader_is_no_evaluation() -> None:
 
 
 def test_a_missing_evaluation_is_named() -> None:
-    with pytest.raises(BindError, match=r"'distill' must be called with .* 'evaluation'; help"):
+    sentence = (
+        r"^'distill' must be called with 'evaluation', held-out data with labels: a DataLoader, a "
+        r"stream, a list of curricle\.Batch\(inputs=x, labels=y\), or a function from the model to "
+        r"its metrics; help\(curricle\.distill\) lists its arguments$"
+    )
+    with pytest.raises(BindError, match=sentence):
         distill(mlp(5), mlp(16), extraction(total=TOTAL), parity())  # type: ignore[call-arg]
 
 
