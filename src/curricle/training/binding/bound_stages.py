@@ -361,7 +361,7 @@ class StageProbe:
             # A generator that has moved shows a draw of any code; a search for dropout modules
             # would miss functions.
             before = seeding.global_state()
-            activations = run_first_pass("teacher", forward, batch)
+            activations = run_first_pass("teacher", forward, batch, model.module)
         self._teacher_draws |= before != seeding.global_state()
         # Outside of the meter, since its passes are none of a step.
         check_orientation("teacher", model, activations, batch)
@@ -386,7 +386,7 @@ class StageProbe:
                 "student", model.open_taps(reads.student, logits=reads.student_logits, head=head)
             ) as forward,
         ):
-            activations = run_first_pass("student", forward, self._part)
+            activations = run_first_pass("student", forward, self._part, model.module)
         self.draws_noise |= before != seeding.global_state()
         # Two more passes, made only on suspicion: seeding these generators costs every step time,
         # and libraries around the model may have drawn from them.

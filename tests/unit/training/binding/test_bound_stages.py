@@ -286,7 +286,7 @@ def test_weights_that_no_objective_reaches_are_named() -> None:
         student.module.get_submodule(path).requires_grad_(False)
     sentence = (
         r"got none of its 2 with requires_grad, of which 'blocks\.1\.0\.weight' is the first: they "
-        r"come after the last tap or output that the objectives read, or the state there is detached"
+        r"come after the last tap or output that the objectives read, or the state there is "
     )
     with pytest.raises(BindError, match=sentence):
         bound(layers((1, 1)), student=student)
