@@ -166,6 +166,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"curriculum": "extraction"},
         "as curricle.extraction(total='10k steps'); got 'extraction'",
     ),
+    "strategy": (
+        {"curriculum": from_labels},
+        "as curricle.extraction(total='10k steps'); got the function 'from_labels'",
+    ),
     "optimizer": (
         {"optimizer": torch.optim.AdamW([torch.ones(1)])},
         "curricle.AdamW(learning_rate=...) or curricle.SGD(learning_rate=...); got 'torch.optim.",
@@ -348,8 +352,7 @@ def test_an_empty_loader_is_no_evaluation() -> None:
 def test_a_missing_evaluation_is_named() -> None:
     sentence = (
         r"^'distill' must be called with 'evaluation', held-out data with labels: a DataLoader, a "
-        r"stream, a list of curricle\.Batch\(inputs=x, labels=y\), or a function from the model to "
-        r"its metrics; help\(curricle\.distill\) lists its arguments$"
+        r"stream or a list of curricle\.Batch\(inputs=x, labels=y\); help\(curricle\.distill\) lists its arguments$"
     )
     with pytest.raises(BindError, match=sentence):
         distill(mlp(5), mlp(16), extraction(total=TOTAL), parity())  # type: ignore[call-arg]

@@ -423,5 +423,6 @@ def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
                 raise BindError(
                     f"{where} must read different taps of the student; "
                     f"fractions {first:.3g} and {tap:.3g} of its {student.depth} blocks are both "
-                    f"tap {tap_number(tap, student.depth)}"
+                    f"tap {tap_number(tap, student.depth)}; pairs={student.depth} is the most that "
+                    f"can be spread over them"
                 )

@@ -61,8 +61,8 @@ CONTENTS: Mapping[str, str] = MappingProxyType(
         "curriculum": "what a strategy returns, as curricle.auto(total='1000 steps')",
         "data": "a DataLoader or a stream of training batches",
         "evaluation": (
-            "held-out data with labels: a DataLoader, a stream, a list of "
-            "curricle.Batch(inputs=x, labels=y), or a function from the model to its metrics"
+            "held-out data with labels: a DataLoader, a stream or a list of "
+            "curricle.Batch(inputs=x, labels=y)"
         ),
     }
 )
@@ -368,6 +368,8 @@ def _describe(argument: object) -> str:
     # A class in the place of its instance, such as torch.optim.AdamW.
     if isinstance(argument, type):
         return f"the class {f'{argument.__module__}.{argument.__qualname__}'!r}"
+    if inspect.isfunction(argument):
+        return f"the function {argument.__name__!r}"
     # With its module, since torch has an AdamW of its own.
     name = f"{type(argument).__module__}.{type(argument).__qualname__}"
     return repr(name.removeprefix("builtins."))

@@ -158,7 +158,8 @@ def test_more_layer_stages_than_blocks_are_an_error() -> None:
     with pytest.raises(
         BindError,
         match=r"^stages 'layer 1' and 'layer 2' must read different taps of the student; "
-        r"fractions 0\.333 and 0\.667 of its 1 blocks are both tap 1$",
+        r"fractions 0\.333 and 0\.667 of its 1 blocks are both tap 1; "
+        r"pairs=1 is the most that can be spread over them$",
     ):
         bound(
             extraction(total=Duration(number=9), pairs=2),
