@@ -352,7 +352,8 @@ def test_an_empty_loader_is_no_evaluation() -> None:
 def test_a_missing_evaluation_is_named() -> None:
     sentence = (
         r"^'distill' must be called with 'evaluation', held-out data with labels: a DataLoader, a "
-        r"stream or a list of curricle\.Batch\(inputs=x, labels=y\); help\(curricle\.distill\) lists its arguments$"
+        r"stream or a list of curricle\.Batch\(inputs=x, labels=y\); help"
+        r"\(curricle\.distill\) lists its arguments$"
     )
     with pytest.raises(BindError, match=sentence):
         distill(mlp(5), mlp(16), extraction(total=TOTAL), parity())  # type: ignore[call-arg]
