@@ -216,9 +216,9 @@ class Sides:
         ),
         (
             (),
-            {"numbr": 2},
+            {"numbers": 2},
             (
-                "'Sides': 'numbr' is not a field; did you mean 'number'? available: "
+                "'Sides': 'numbers' is not a field; did you mean 'number'? available: "
                 "'layer_fraction', 'number'"
             ),
         ),
