@@ -50,7 +50,10 @@ _SOFTENED = (
     "it belongs to the objective: {}=curricle.MatchLogits(teacher_temperature=4, "
     "student_temperature=4, scale='temperature_squared')"
 )
-_EPOCHS = "the length belongs to the strategy, as curricle.one_shot(total='3 epochs')"
+_EPOCHS = (
+    "the length belongs to the strategy, as curricle.one_shot(total='3 epochs'), and in a spec to "
+    "'budget'"
+)
 _LENGTH = "the length is total='{}', with its unit"
 REMEDIES: tuple[tuple[str, frozenset[str], str], ...] = (
     (

@@ -99,7 +99,10 @@ def test_names_of_other_libraries_are_answered_by_a_remedy(
 
 
 def test_epochs_of_settings_are_answered_by_the_length_of_the_strategy() -> None:
-    remedy = r"; the length belongs to the strategy, as curricle\.one_shot\(total='3 epochs'\)$"
+    remedy = (
+        r"; the length belongs to the strategy, as curricle\.one_shot\(total='3 epochs'\), and in "
+        r"a spec to 'budget'$"
+    )
     with pytest.raises(SpecError, match="'TrainingSettings': 'epochs' is not a field" + remedy):
         curricle.TrainingSettings(epochs=3)  # type: ignore[call-arg]
     with pytest.raises(BindError, match="'epochs' is not an argument of 'distill'" + remedy):
