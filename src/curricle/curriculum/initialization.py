@@ -238,6 +238,15 @@ KINDS: Mapping[str, Callable[[], Start]] = {
     "auto": AutoStart,
 }
 """Warm starts by name."""
+REACHES: Mapping[str, str] = {
+    "random": "the embeddings alone",
+    "principal": "the embeddings alone",
+    "selection": "the embeddings alone",
+    "least_squares": "embeddings, blocks and head",
+    "guide": "the embeddings and the first block",
+    "auto": "the first that fits of least_squares, random and principal",
+}
+"""What each sets in the student, by name."""
 
 
 def warm_start(start: Start | str | None) -> Start | None:
@@ -249,8 +258,14 @@ def warm_start(start: Start | str | None) -> Start | None:
     if not isinstance(start, str):
         return start
     if start not in KINDS:
-        raise SpecError(f"'init' must be one of {', '.join(map(repr, KINDS))}; got {start!r}")
+        raise SpecError(f"'init' {_unknown(start)}")
     return KINDS[start]()
+
+
+def _unknown(start: str) -> str:
+    """Return the sentence about a name that is none, without the name of the field."""
+    names = ", ".join(f"{name!r} ({reach})" for name, reach in REACHES.items())
+    return f"must be one of {names}; got {start!r}"
 
 
 def start_before_layers(start: Start | str | None, *, shares_projection: bool) -> Start | None:
@@ -273,8 +288,17 @@ def start_before_layers(start: Start | str | None, *, shares_projection: bool) -
 
 
 def _named(start: object) -> object:
-    """Return a start for its name, and everything else as it is."""
-    return warm_start(start) if isinstance(start, str) else start
+    """Return a start for its name, and everything else as it is.
+
+    Raises:
+        ValueError: If no start has the name.
+    """
+    if not isinstance(start, str):
+        return start
+    if start not in KINDS:
+        # The name of the field is added where the value is parsed.
+        raise ValueError(_unknown(start))
+    return KINDS[start]()
 
 
 if TYPE_CHECKING:

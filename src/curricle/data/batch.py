@@ -27,6 +27,7 @@ from torch import Tensor
 from curricle.colocation import beside
 from curricle.data.label_checks import way_out
 from curricle.errors import BindError, CurricleError, DataError
+from curricle.renamed import known_fields
 
 Inputs = Tensor | Mapping[str, Tensor]
 """A model's input: one tensor, or named tensors passed as keywords; examples on the first axis."""
@@ -46,6 +47,7 @@ SEQUENCE_AXES = 2
 
 
 @final
+@known_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Inputs of both models in one step, with labels and positions."""

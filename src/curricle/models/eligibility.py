@@ -35,8 +35,9 @@ def check_present(module: nn.Module, role: str) -> None:
     for path, submodule in module.named_modules():
         if type(submodule).__module__.startswith(SHARDED):
             raise BindError(
-                f"{role!r} must not be wrapped for several processes, since a run is one process; "
-                f"{path or role!r} is a {type(submodule).__name__}; pass the module inside"
+                f"{role!r} must not be wrapped for several processes, since a run divides its work "
+                f"among them itself; {path or role!r} is a {type(submodule).__name__}; "
+                f"{_unwrapping('.'.join(filter(None, [role, path])), submodule)}"
             )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name not in offloaded:
@@ -49,6 +50,13 @@ def check_present(module: nn.Module, role: str) -> None:
             )
 
 
+def _unwrapping(name: str, wrapper: nn.Module) -> str:
+    """Return the remedy for a wrapper of torch, at an attribute of the caller's model."""
+    if type(wrapper).__name__ == "DistributedDataParallel":
+        return f"pass {name}.module, with TrainingSettings(parallel='ddp')"
+    return "pass the module as it was before, with TrainingSettings(parallel='fsdp2')"
+
+
 def _check_tensor(name: str, tensor: torch.Tensor, role: str) -> None:
     """Check that a weight has its data, in this process.
 
@@ -58,7 +66,8 @@ def _check_tensor(name: str, tensor: torch.Tensor, role: str) -> None:
     if type(tensor).__module__.startswith(SHARDED):
         raise BindError(
             f"{role!r} must have whole weights; {name!r} is a {type(tensor).__name__}, a shard "
-            f"distributed over several processes"
+            f"distributed over several processes; pass the module as it was before, with "
+            f"TrainingSettings(parallel='fsdp2')"
         )
     if nn.parameter.is_lazy(tensor):
         raise BindError(
@@ -78,6 +87,13 @@ def check_trainable(module: nn.Module) -> None:
     Raises:
         BindError: If not; the message has the name of the first such weight.
     """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        number = sum(1 for _ in module.parameters())
+        raise BindError(
+            f"'student' must have weights with requires_grad to be trained; got none among its "
+            f"{number}; student.requires_grad_(True) frees them, and PEFT loads an adapter to be "
+            f"trained with is_trainable=True"
+        )
     for name, parameter in module.named_parameters():
         if parameter.is_inference():
             raise BindError(

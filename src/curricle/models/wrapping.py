@@ -76,6 +76,11 @@ def tapped(
             f"stored targets is opened by curricle.open_targets, and only as a teacher of "
             f"'distill')"
         )
+    if isinstance(blocks, str):
+        # A text is a sequence of letters, each of which could be a path.
+        raise BindError(
+            f"'blocks' must be a list of module paths, as blocks=[{blocks!r}]; got {blocks!r}"
+        )
     _check_combined(output=output, head=head, batch_axis=batch_axis, width_axis=width_axis)
     if not isinstance(model, nn.Module):
         is_plain = head is None and is_residual is None and (width_axis, batch_axis) == (-1, 0)

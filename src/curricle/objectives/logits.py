@@ -284,6 +284,16 @@ def at_output(activations: Activations, places: tuple[Place, ...], batch: Batch)
     return replace(activations, logits=output.flatten(0, -2)[batch.selected], positions=positions)
 
 
+def softening_words(teacher: float, student: float) -> str:
+    """Return the temperatures of two models in words: one number if they are equal.
+
+    Args:
+        teacher: Temperature of the teacher.
+        student: Temperature of the student.
+    """
+    return f"T={teacher:g}" if teacher == student else f"T={teacher:g}/{student:g}"
+
+
 def matched_output(objectives: Iterable[object]) -> str:
     """Return the name of the output that all objectives on logits match; empty if none is common.
 
@@ -314,6 +324,26 @@ def output_notes(objectives: Sequence[object], student: TappedModel) -> tuple[st
     else:
         compared = "the logits of the student"
     return (f"labels are compared with {compared}; the teacher is matched at {names}",)
+
+
+def temperature_notes(objectives: Sequence[object]) -> tuple[str, ...]:
+    """Return a note on objectives whose temperatures differ; none for arg-max targets.
+
+    Args:
+        objectives: Objectives of a curriculum.
+    """
+    pairs = {
+        (item.teacher_temperature, item.student_temperature)
+        for item in objectives
+        if isinstance(item, MatchLogits)
+    }
+    return tuple(
+        f"temperatures of MatchLogits differ, {teacher:g} of the teacher and {student:g} of the "
+        f"student, so that equal logits are no optimum; the loss of Hinton et al. (2015) has both "
+        f"alike, with scale='temperature_squared'"
+        for teacher, student in sorted(pairs)
+        if teacher not in (0, student)
+    )
 
 
 @final
@@ -456,6 +486,6 @@ class BoundLogits:
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
         declared = self.declared
-        softening = f"T={declared.teacher_temperature:g}"
+        softening = softening_words(declared.teacher_temperature, declared.student_temperature)
         tap = "logits" if declared.output is None else f"{OUTPUT}:{declared.output}"
         return tap, f"{declared.weight:g} x {declared.divergence.kind} {softening}", "-", "-"

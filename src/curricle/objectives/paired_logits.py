@@ -22,7 +22,7 @@ from curricle.errors import BindError
 from curricle.models.model_notes import check_problem_type
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, logits_of, require
-from curricle.objectives.logits import check_scores
+from curricle.objectives.logits import check_scores, softening_words
 from curricle.objectives.losses import cross_entropy
 from curricle.objectives.vocabulary_groups import Comparison, SortedProbabilities
 from curricle.values import value
@@ -165,7 +165,8 @@ class _BoundPairedLogits:
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
         declared = self.declared
-        objective = f"{declared.comparison.kind} T={declared.teacher_temperature:g}"
+        softening = softening_words(declared.teacher_temperature, declared.student_temperature)
+        objective = f"{declared.comparison.kind} {softening}"
         if declared.label_weight:
             objective += f" + {declared.weight * declared.label_weight:g} x cross-entropy"
         widths = f"{self.num_classes[0]} <- {self.num_classes[1]}"

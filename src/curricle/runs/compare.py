@@ -63,6 +63,7 @@ from curricle.training.setup.arguments import (
     require_kind,
     require_model,
     require_parts,
+    require_resumable,
 )
 from curricle.training.setup.interrupts import noted_interrupts
 from curricle.training.setup.observers import NewObserver, shown_progress
@@ -466,7 +467,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
             f"'goal' must be a number or one of the strategies {list(plan.strategies)}; "
             f"got {goal!r}"
         )
-    with _opened(output_dir) as folder:
+    with _opened(output_dir, resume=resume) as folder:
         # A mistake in the last strategy shows before the first student has cost its time.
         levels = plan.rehearse(seeds[0], folder)
         write_request(folder, request, resume=resume)
@@ -570,8 +571,9 @@ def _named(strategies: Sequence[str] | Mapping[str, object]) -> dict[str, Strate
 
 
 @contextmanager
-def _opened(output_dir: str | Path | None) -> Iterator[Path]:
+def _opened(output_dir: str | Path | None, *, resume: bool) -> Iterator[Path]:
     """Yield the folder of the comparison, which goes at the end if none is given."""
+    require_resumable(resume, output_dir)
     if output_dir is not None:
         yield usable_folder(output_dir, "output_dir")
         return

@@ -45,6 +45,7 @@ from curricle.training.loop.run_outputs import Observer, Outputs
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
+    as_observers,
     as_stream,
     judged_by,
     named_arguments,
@@ -148,6 +149,7 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
             f"checkpoint; got {settings.keep_best!r}; 'curricle.distill(model, None, "
             f"curricle.from_labels(...))' trains a model that ends with its best weights"
         )
+    functions = as_observers(observers)
     require_model("model", model)
     if not 1 <= checkpoints <= MOST_CHECKPOINTS:
         raise SpecError(
@@ -174,7 +176,7 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
     ):
         outputs = Outputs(
             folder=folder,
-            observers=(*observers, *reports, new_observer("teacher")),
+            observers=(*functions, *reports, new_observer("teacher")),
             trajectory=writer,
             better=better,
         )

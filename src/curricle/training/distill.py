@@ -53,6 +53,7 @@ from curricle.training.loop.run_outputs import Observer, Outputs
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
+    as_observers,
     as_stream,
     as_teacher,
     judged_by,
@@ -61,6 +62,8 @@ from curricle.training.setup.arguments import (
     require_kind,
     require_model,
     require_parts,
+    require_resumable,
+    unsaved_notes,
 )
 from curricle.training.setup.interrupts import LOGGER, Interrupts, noted_interrupts
 from curricle.training.setup.observers import shown_progress
@@ -269,6 +272,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     batches = as_stream(data, seed)
     held_out = as_evaluation(evaluation, batches)
     check_opening(student, teacher, curriculum, optimizer, settings, held_out)
+    functions = as_observers(observers)
+    require_resumable(resume, output_dir)
     check_processes(settings)
     name, better = judged_by(metric, better)
     # The engine makes its own; here it is for the check of the metric's direction.
@@ -302,7 +307,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         ):
             outputs = Outputs(
                 folder=folder,
-                observers=(*observers, *reports, new_observer(run.name)),
+                observers=(*functions, *reports, new_observer(run.name)),
                 better=better,
             )
             end = execute(run, evaluate, metric=name, outputs=outputs, resume=bool(resume))
@@ -315,6 +320,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         notes=(
             *run.notes,
             *notes,
+            *unsaved_notes(settings, folder),
             *recovery_notes(end, has_folder=folder is not None),
             *((AT_CHANCE,) if at_chance else ()),
         ),

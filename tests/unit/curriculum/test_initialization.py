@@ -7,12 +7,15 @@ import torch
 import yaml
 
 from curricle.curriculum.initialization import (
+    KINDS,
+    REACHES,
     LeastSquaresStart,
     PrincipalStart,
     RandomStart,
     WarmStart,
     warm_start,
 )
+from curricle.curriculum.strategies import one_shot
 from curricle.errors import BindError, SpecError
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import Gaussian, Identity, Orthogonal, Sign
@@ -101,3 +104,17 @@ def test_guide_is_the_fit_of_the_first_block() -> None:
 
 def test_the_fit_of_all_blocks_keeps_the_digest_of_before() -> None:
     assert plain(LeastSquaresStart()) == {"kind": "least_squares", "batches": 12}
+
+
+def test_a_name_that_no_start_has_is_answered_by_what_each_sets() -> None:
+    with pytest.raises(SpecError) as error:
+        one_shot(total="9 steps", init="embeddings")
+    assert str(error.value) == (
+        "'init': must be one of 'random' (the embeddings alone), 'principal' (the embeddings "
+        "alone), 'selection' (the embeddings alone), 'least_squares' (embeddings, blocks and head),"
+        " 'guide' (the embeddings and the first block), 'auto' (the first that fits of "
+        "least_squares, random and principal); got 'embeddings'"
+    )
+    with pytest.raises(SpecError, match=r"^'init' must be one of 'random' \(the embeddings"):
+        warm_start("embeddings")
+    assert REACHES.keys() == KINDS.keys()

@@ -122,8 +122,12 @@ class DistributedDataParallel(nn.Module):
 
 
 def test_a_wrapper_for_several_processes_is_refused() -> None:
-    with pytest.raises(BindError, match="'inner' is a DistributedDataParallel; pass the module"):
+    rule = r"^'student' must not be wrapped for several processes, since a run divides its work "
+    remedy = r"with TrainingSettings\(parallel='ddp'\)$"
+    with pytest.raises(BindError, match=rf"{rule}.*; pass student\.inner\.module, {remedy}"):
         check_present(nn.ModuleDict({"inner": DistributedDataParallel()}), "student")
+    with pytest.raises(BindError, match=rf"; pass student\.module, {remedy}"):
+        check_present(DistributedDataParallel(), "student")
 
 
 class Checkpointed(nn.Module):

@@ -367,5 +367,11 @@ def test_an_unknown_argument_is_a_sentence() -> None:
     sentence = r"'widthaxis' is not an argument of 'tapped'; did you mean 'width_axis'"
     with pytest.raises(BindError, match=sentence):
         tapped(nn.Identity(), widthaxis=1)  # type: ignore[call-arg]
-    with pytest.raises(BindError, match=r"'tapped' must be called with all of its arguments"):
+    with pytest.raises(BindError, match=r"^'tapped' must be called with 'model'; help"):
         tapped()  # type: ignore[call-arg]
+
+
+def test_a_path_in_the_place_of_a_list_of_paths_is_refused() -> None:
+    sentence = r"^'blocks' must be a list of module paths, as blocks=\['0'\]; got '0'$"
+    with pytest.raises(BindError, match=sentence):
+        tapped(nn.Sequential(nn.Identity()), blocks="0")

@@ -17,7 +17,7 @@ from curricle.models.tapped import Activations
 from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
 from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, SquaredError, TotalVariation
 from curricle.objectives.labels import LabelLoss
-from curricle.objectives.logits import MatchLogits
+from curricle.objectives.logits import MatchLogits, temperature_notes
 
 
 def bind(
@@ -287,10 +287,12 @@ def test_wrong_fields_are_told(fields: dict[str, Any], sentence: str) -> None:
     ("declared", "words"),
     [
         (MatchLogits(), "1 x forward_kl T=1"),
-        (MatchLogits(divergence=JSD(), teacher_temperature=0, weight=0.25), "0.25 x jsd T=0"),
+        (MatchLogits(teacher_temperature=4, student_temperature=4), "1 x forward_kl T=4"),
+        (MatchLogits(teacher_temperature=4), "1 x forward_kl T=4/1"),
+        (MatchLogits(divergence=JSD(), teacher_temperature=0, weight=0.25), "0.25 x jsd T=0/1"),
         (MatchLogits(divergence=TotalVariation(), teacher_temperature=2.5), "1 x total_variation "),
     ],
-    ids=["forward_kl", "jsd", "total_variation"],
+    ids=["forward_kl", "equal", "different", "jsd", "total_variation"],
 )
 def test_matching_logits_says_in_words_what_it_does(declared: MatchLogits, words: str) -> None:
     taps, actual, *rest = bind(declared, torch.zeros(2, 4), torch.zeros(2, 4)).describe()
@@ -300,6 +302,19 @@ def test_matching_logits_says_in_words_what_it_does(declared: MatchLogits, words
 
 def fit(weight: float = 1.0) -> BoundObjective:
     return bind(LabelLoss(weight=weight), torch.zeros(2, 4), torch.zeros(2, 4))
+
+
+def test_a_note_says_that_temperatures_differ() -> None:
+    hard = MatchLogits(teacher_temperature=0)
+    both = MatchLogits(teacher_temperature=4, student_temperature=4)
+    assert temperature_notes([MatchLogits(), hard, both, LabelLoss()]) == ()
+    softer = MatchLogits(teacher_temperature=4)
+    (note,) = temperature_notes([softer, both, softer])
+    assert note == (
+        "temperatures of MatchLogits differ, 4 of the teacher and 1 of the student, so that equal "
+        "logits are no optimum; the loss of Hinton et al. (2015) has both alike, with "
+        "scale='temperature_squared'"
+    )
 
 
 def test_cross_entropy_of_equal_chances_is_the_logarithm_of_the_classes() -> None:

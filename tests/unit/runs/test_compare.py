@@ -175,6 +175,11 @@ def test_the_folder_holds_runs_and_a_report_that_knows_target_and_budget(tmp_pat
     assert isinstance(last, EndRecord)
 
 
+def test_a_comparison_goes_on_only_from_a_folder() -> None:
+    with pytest.raises(BindError, match=r"^'resume' must be False without 'output_dir'"):
+        compared(resume=True)
+
+
 def test_a_finished_comparison_is_resumed_without_training(tmp_path: Path) -> None:
     first = compared(output_dir=tmp_path / "run")
     seen: list[tuple[str, int]] = []

@@ -166,9 +166,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"curriculum": "extraction"},
         "as curricle.extraction(total='10k steps'); got 'extraction'",
     ),
+    "strategy": (
+        {"curriculum": from_labels},
+        "as curricle.extraction(total='10k steps'); got the function 'from_labels'",
+    ),
     "optimizer": (
         {"optimizer": torch.optim.AdamW([torch.ones(1)])},
         "curricle.AdamW(learning_rate=...) or curricle.SGD(learning_rate=...); got 'torch.optim.",
+    ),
+    "optimizer class": (
+        {"optimizer": torch.optim.AdamW},
+        "curricle.SGD(learning_rate=...); got the class 'torch.optim.adamw.AdamW'",
     ),
     "stream": (
         {"evaluation": parity()},
@@ -254,6 +262,47 @@ def test_observers_are_told() -> None:
     assert [record.kind for record in seen] == ["run", "stage", "stage", "end"]
 
 
+@pytest.mark.parametrize(
+    ("observers", "sentence"),
+    [
+        (
+            print,
+            (
+                r"must be a sequence of functions that take a record, as observers=\[print\]; got "
+                r"'builtin_function_or_method'$"
+            ),
+        ),
+        ([3], r"must hold functions that take a record; got 'int'$"),
+        ("wandb", r"must hold functions that take a record; got 'w'$"),
+    ],
+    ids=["function", "number", "name"],
+)
+def test_observers_of_another_kind_are_refused(observers: Any, sentence: str) -> None:
+    usual: dict[str, Any] = {"data": parity(), "evaluation": held_out(), "settings": CPU}
+    with pytest.raises(BindError, match=f"^'observers' {sentence}"):
+        # The shape checks of the tests would refuse them first.
+        inspect.unwrap(distill)(
+            mlp(5), None, from_labels(total=TOTAL), observers=observers, **usual
+        )
+
+
+@pytest.mark.parametrize("resume", [True, "fallback"])
+def test_a_run_goes_on_only_from_a_folder(resume: Any) -> None:
+    sentence = (
+        f"^'resume' must be False without 'output_dir', the folder with the checkpoints to go on "
+        f"from; got {resume!r}$"
+    )
+    with pytest.raises(BindError, match=sentence):
+        distilled(resume=resume)
+
+
+def test_a_note_says_that_checkpoints_need_a_folder(tmp_path: Path) -> None:
+    settings = TrainingSettings(device="cpu", save_every=5)
+    note = "'save_every' 5 has no effect without 'output_dir': no checkpoint is written"
+    assert note in distilled(settings=settings).notes
+    assert note not in distilled(settings=settings, output_dir=tmp_path / "run").notes
+
+
 @pytest.mark.parametrize(("progress", "is_shown"), [(True, True), (False, False)])
 def test_progress_is_shown_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, *, progress: bool, is_shown: bool
@@ -301,7 +350,12 @@ def test_an_empty_loader_is_no_evaluation() -> None:
 
 
 def test_a_missing_evaluation_is_named() -> None:
-    with pytest.raises(BindError, match=r"'distill' must be called with .* 'evaluation'; help"):
+    sentence = (
+        r"^'distill' must be called with 'evaluation', held-out data with labels: a DataLoader, a "
+        r"stream or a list of curricle\.Batch\(inputs=x, labels=y\); help"
+        r"\(curricle\.distill\) lists its arguments$"
+    )
+    with pytest.raises(BindError, match=sentence):
         distill(mlp(5), mlp(16), extraction(total=TOTAL), parity())  # type: ignore[call-arg]
 
 
@@ -581,6 +635,45 @@ def test_an_id_without_a_row_in_the_held_out_data_is_refused_in_a_sentence() -> 
             ],
             settings=TrainingSettings(device="cpu"),
         )
+
+
+def test_held_out_texts_longer_than_a_table_of_positions_are_refused_before_training() -> None:
+    class Positioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ids, self.places = nn.Embedding(5, 4), nn.Embedding(4, 4)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            places = self.places(torch.arange(input_ids.shape[1]))
+            logits: Tensor = self.head(self.ids(input_ids) + places)
+            return logits
+
+    def rows(length: int) -> Batch:
+        ids = torch.arange(2 * length).view(2, length) % 5
+        return Batch(
+            inputs={"input_ids": ids},
+            labels=ids.flatten().flip(0),
+            selected=torch.arange(2 * length),
+        )
+
+    with seeding.scoped(0, "model"):
+        student = Positioned()
+    start = {name: weight.clone() for name, weight in student.state_dict().items()}
+    sentence = (
+        r"^'evaluation': 'input_ids' must have at most the 4 positions of the student's table "
+        r"'places'; got 6; truncate them in the collate function; its forward pass failed with: "
+    )
+    with pytest.raises(DataError, match=sentence):
+        distill(
+            student,
+            None,
+            from_labels(total="2 steps"),
+            Listed(rows(4)),
+            evaluation=[rows(4), rows(6)],
+            settings=CPU,
+        )
+    assert all(torch.equal(student.state_dict()[name], start[name]) for name in start)
 
 
 def test_skipped_steps_are_in_the_notes_also_of_a_finished_run_that_is_read_again(

@@ -470,8 +470,8 @@ class TableWatch:
             module: The model.
             batch: The batch of the passes in the block.
 
-        A block that fails because an embedding has no row for an id of the batch ends in a
-        `DataError`.
+        A block that fails because an embedding has no row for an id or a position of the batch
+        ends in a `DataError`.
         """
         inputs = named(side_of(batch, owner).inputs)
         # A mask or token types have the shape of ids, and are looked up in tables of their own.
@@ -515,10 +515,10 @@ class TableWatch:
     def _explain(
         self, owner: str, batch: Batch, _: object, error: BaseException | None, __: object
     ) -> None:
-        """Explain the failure of a pass by an id without a row, if there is one.
+        """Explain the failure of a pass by an id or a position without a row, if there is one.
 
         Raises:
-            DataError: If an embedding of the model has no row for an id of the batch.
+            DataError: If an embedding of the model has no row for an id or a position of the batch.
         """
         for limit in self.limits if isinstance(error, REFUSALS) else ():
             try:
@@ -529,6 +529,12 @@ class TableWatch:
                     f"{fault}; the table holds {limit.rows:,} ids, so the data must come from the "
                     f"tokenizer of this model"
                 ) from error
+        if isinstance(error, REFUSALS) and (
+            words := excess(self.limits, owner, side_of(batch, owner).inputs)
+        ):
+            # Binding quotes the error of a pass in one of its own.
+            cause = error.__cause__ or error
+            raise DataError(f"{words}; its forward pass failed with: {cause}") from cause
 
     def _add(self, limit: TableLimit) -> None:
         self._limits[limit.owner, limit.path, limit.name] = limit

@@ -33,7 +33,7 @@ from curricle.models.weights import architecture
 from curricle.objectives.base import Objective, explained_objective
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import labeled_output
-from curricle.objectives.logits import output_notes
+from curricle.objectives.logits import output_notes, temperature_notes
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.shared import SharedTeacher
@@ -242,7 +242,7 @@ def bind(
             *probe.notes(),
             *position_notes(stream, stream.batch(0)),
             *probe.decisions(live),
-            *_output_notes(bound, student),
+            *_objective_notes(bound, student),
         ),
         tables=probe.tables.limits,
     )
@@ -364,10 +364,11 @@ def _with_worth(stages: Sequence[BoundStage], saved: Saved) -> tuple[BoundStage,
     )
 
 
-def _output_notes(stages: Sequence[BoundStage], student: TappedModel) -> tuple[str, ...]:
-    """Return a note on the output that labels are compared with; none if it is declared."""
+def _objective_notes(stages: Sequence[BoundStage], student: TappedModel) -> tuple[str, ...]:
+    """Return notes on temperatures that differ, and on the output that labels are compared with."""
     objectives = [term for stage in stages for term in stage.declared.objectives]
-    return () if labeled_output(objectives) else output_notes(objectives, student)
+    outputs = () if labeled_output(objectives) else output_notes(objectives, student)
+    return (*temperature_notes(objectives), *outputs)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:
@@ -422,5 +423,6 @@ def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
                 raise BindError(
                     f"{where} must read different taps of the student; "
                     f"fractions {first:.3g} and {tap:.3g} of its {student.depth} blocks are both "
-                    f"tap {tap_number(tap, student.depth)}"
+                    f"tap {tap_number(tap, student.depth)}; pairs={student.depth} is the most that "
+                    f"can be spread over them"
                 )

@@ -227,10 +227,7 @@ class StageProbe:
                 if isinstance(target, LinearHead):
                     student_meter.move_flops(target.flops, teacher_meter)
         if not trained:
-            raise BindError(
-                f"'trainable' must leave something to train; got {stage.trainable!r} where "
-                f"{self._untrained(stage, reached)}"
-            )
+            raise BindError(self._untrained(stage, all_reads, reached))
         adapter_parameters = sum(parameter.numel() for parameter in adapters)
         plan = StagePlan(
             name=stage.name,
@@ -264,22 +261,26 @@ class StageProbe:
         settings = self._settings
         return int(settings.placement.total(meter.flops)) * settings.gradient_accumulation_steps
 
-    def _untrained(self, stage: Stage, reached: frozenset[str]) -> str:
-        """Return in words why a stage trains nothing after others that have reached weights."""
+    def _untrained(self, stage: Stage, all_reads: Sequence[Reads], reached: frozenset[str]) -> str:
+        """Return the sentence about a stage that trains nothing."""
+        if stage.trainable == "new" and reached:
+            return (
+                "'trainable' must leave something to train; got 'new' where all that the "
+                "objectives reach is frozen"
+            )
         named = self._student.module.named_parameters()
         free = [name for name, parameter in named if parameter.requires_grad]
-        # First the cause outside of the curriculum: with a frozen student no stage could train.
-        if not free:
-            return (
-                "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
-                "without is_trainable=True or adapters are switched off"
-            )
-        if stage.trainable == "new" and reached:
-            return "all that the objectives reach is frozen"
+        cause = (
+            "its logits carry no gradient, as those of a 'forward' under torch.no_grad or with a "
+            "detach()"
+            if any(reads.student_logits or reads.student_head for reads in all_reads)
+            else "they come after the last tap or output that the objectives read, or the state "
+            "there is detached"
+        )
         return (
-            f"the objectives reach none of the student's {len(free)} weights with requires_grad, "
-            f"of which {free[0]!r} is the first: they come after the last tap or output that the "
-            f"objectives read, or belong to an adapter that is merged or not active"
+            f"objectives must reach weights of the student that train; got none of its "
+            f"{len(free)} with requires_grad, of which {free[0]!r} is the first: {cause}; or they "
+            f"belong to an adapter that is merged or not active"
         )
 
     def _note_logits(
@@ -360,7 +361,7 @@ class StageProbe:
             # A generator that has moved shows a draw of any code; a search for dropout modules
             # would miss functions.
             before = seeding.global_state()
-            activations = run_first_pass("teacher", forward, batch)
+            activations = run_first_pass("teacher", forward, batch, model.module)
         self._teacher_draws |= before != seeding.global_state()
         # Outside of the meter, since its passes are none of a step.
         check_orientation("teacher", model, activations, batch)
@@ -385,7 +386,7 @@ class StageProbe:
                 "student", model.open_taps(reads.student, logits=reads.student_logits, head=head)
             ) as forward,
         ):
-            activations = run_first_pass("student", forward, self._part)
+            activations = run_first_pass("student", forward, self._part, model.module)
         self.draws_noise |= before != seeding.global_state()
         # Two more passes, made only on suspicion: seeding these generators costs every step time,
         # and libraries around the model may have drawn from them.

@@ -122,7 +122,10 @@ class SizeProbe:
                     )
                 )
         if not student_pass.trained:
-            raise BindError(f"'trainable' must leave something to train; got {stage.trainable!r}")
+            raise BindError(
+                f"objectives must reach weights of the student that train; got none with "
+                f"requires_grad and trainable={stage.trainable!r}"
+            )
         self._reached |= student_pass.trained
         sizes = StageSizes(
             student=student_pass.calls.units(student_pass.trained, self._reached),

@@ -24,7 +24,7 @@ from curricle.objectives.base import logits_of, require
 from curricle.objectives.labels import labeled_output
 from curricle.objectives.logits import matched_output
 from curricle.teachers.live import aligned
-from curricle.training.binding.batches import TableLimit
+from curricle.training.binding.batches import TableLimit, excess
 from curricle.training.binding.first_passes import check_places
 from curricle.training.setup.placement import HOST, Placement
 
@@ -123,6 +123,22 @@ def check_ids(evaluate: Evaluator, tables: Sequence[TableLimit], module: str = "
         for batch in evaluate.batches if table.owner == module else ():
             if fault := table.fault(batch):
                 raise DataError(f"'evaluation': {fault}")
+
+
+def position_excess(evaluate: Evaluator, tables: Sequence[TableLimit]) -> str:
+    """Return the words for held-out batches with more positions than a table of the student.
+
+    Models may allow them, so they explain a pass that fails, as in training; empty if there are
+    none.
+
+    Args:
+        evaluate: Evaluator of held-out batches; a function of the user is not looked at.
+        tables: Tables of the models.
+    """
+    if not isinstance(evaluate, _LabelEvaluator):
+        return ""
+    words = (excess(tables, "student", batch.inputs) for batch in evaluate.batches)
+    return next(filter(None, words), "")
 
 
 def _chance(labels: Tensor, judged: int | None = None) -> float:

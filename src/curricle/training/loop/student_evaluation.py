@@ -7,12 +7,13 @@ import torch
 
 from curricle import seeding
 from curricle.curriculum.durations import UntilMetric
-from curricle.errors import DivergenceError
+from curricle.errors import CurricleError, DataError, DivergenceError
 from curricle.metrics import CLASS_METRICS
 from curricle.models.restoring import Modes, buffers_kept, set_modes
+from curricle.models.tapped import REFUSALS
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
-from curricle.training.loop.evaluation import Evaluator
+from curricle.training.loop.evaluation import Evaluator, position_excess
 from curricle.training.loop.results import plain_metrics
 
 CLASS_METRIC_NAMES = frozenset(metric.name for metric in CLASS_METRICS)
@@ -38,6 +39,7 @@ class StudentEvaluation:
         self._names = (metric, *(rule.metric for rule in rules if isinstance(rule, UntilMetric)))
         # Evaluators of this package give finite metrics for every student that has not diverged.
         self._is_built_in = str(getattr(evaluate, "__module__", "")).startswith("curricle.")
+        self._excess = position_excess(evaluate, run.tables)
 
     def divide(self, run: BoundRun, modes: Modes) -> None:
         """Evaluate a student that processes hold in shares from now on.
@@ -59,9 +61,11 @@ class StudentEvaluation:
     def try_once(self) -> None:
         """Check the result of the evaluation before a weight changes; nothing of it is recorded.
 
-        Evaluators of this package are not run for it if their metrics suffice.
+        Evaluators of this package are not run for it if their metrics suffice and no batch is
+        longer than a table of positions.
         """
-        if self._is_built_in and CLASS_METRIC_NAMES.issuperset(self._names):
+        suffices = self._is_built_in and CLASS_METRIC_NAMES.issuperset(self._names)
+        if suffices and not self._excess:
             return
         with (
             # An evaluation of the user may move running statistics and draw random numbers; the run
@@ -95,7 +99,12 @@ class StudentEvaluation:
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
 
     def _evaluated(self) -> dict[str, float]:
-        """Return the evaluation of the student in its current state; its modes are restored."""
+        """Return the evaluation of the student in its current state; its modes are restored.
+
+        Raises:
+            DataError: If a pass fails, and held-out batches are longer than a table of positions.
+            REFUSALS: If it fails otherwise.
+        """
         module, settings = self._run.student.module, self._run.settings
         # Statistics of batches are those of the share of each process.
         settings.placement.copy_first(module.buffers())
@@ -106,6 +115,12 @@ class StudentEvaluation:
             # A function of the caller may draw its own samples in each process, which must decide
             # alike whether a stage ends or weights are the best.
             return settings.placement.of_first(metrics)
+        except REFUSALS as error:
+            if isinstance(error, CurricleError) or not self._excess:
+                raise
+            raise DataError(
+                f"'evaluation': {self._excess}; its forward pass failed with: {error}"
+            ) from error
         finally:
             module.train()
             set_modes(self.modes)

@@ -19,6 +19,7 @@ from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.tapped import TappedModel
 from curricle.models.wrapping import tapped
 from curricle.protocols import conforms
+from curricle.records import Record
 from curricle.renamed import RENAMED, Arguments, Returned, known_arguments, name_hint
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher
@@ -55,13 +56,26 @@ STRATEGY_ARGUMENTS: Mapping[str, str] = MappingProxyType(
 """A strategy that takes an argument, by the name of the argument."""
 
 
+CONTENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "curriculum": "what a strategy returns, as curricle.auto(total='1000 steps')",
+        "data": "a DataLoader or a stream of training batches",
+        "evaluation": (
+            "held-out data with labels: a DataLoader, a stream or a list of "
+            "curricle.Batch(inputs=x, labels=y)"
+        ),
+    }
+)
+"""What an argument holds, for the sentence about one that is missing."""
+
+
 def named_arguments(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
     """Return a function that refuses missing and unknown arguments with a sentence.
 
     Args:
         function: The function.
     """
-    return known_arguments(function, _hint)
+    return known_arguments(function, _hint, CONTENTS)
 
 
 def _hint(name: str, available: Iterable[str]) -> str:
@@ -238,6 +252,59 @@ def require_model(name: str, model: object) -> None:
         )
 
 
+def require_resumable(resume: object, output_dir: object) -> None:
+    """Check that a call that goes on has a folder to go on from.
+
+    Args:
+        resume: Whether it goes on.
+        output_dir: The run folder; None without one.
+
+    Raises:
+        BindError: If there is none.
+    """
+    if resume and output_dir is None:
+        raise BindError(
+            f"'resume' must be False without 'output_dir', the folder with the checkpoints to go "
+            f"on from; got {resume!r}"
+        )
+
+
+def unsaved_notes(settings: TrainingSettings, output_dir: object) -> tuple[str, ...]:
+    """Return a note on settings of checkpoints without a folder to write them to.
+
+    Args:
+        settings: Settings of the run.
+        output_dir: The run folder; None without one.
+    """
+    if settings.save_every is None or output_dir is not None:
+        return ()
+    number = settings.save_every
+    return (f"'save_every' {number} has no effect without 'output_dir': no checkpoint is written",)
+
+
+def as_observers(observers: object) -> tuple[Callable[[Record], None], ...]:
+    """Return observers as a tuple of functions.
+
+    Args:
+        observers: The observers.
+
+    Raises:
+        BindError: If they are something else, such as a single function.
+    """
+    if not isinstance(observers, Iterable):
+        raise BindError(
+            f"'observers' must be a sequence of functions that take a record, as "
+            f"observers=[print]; got {_describe(observers)}"
+        )
+    functions = tuple(observers)
+    for observer in functions:
+        if not callable(observer):
+            raise BindError(
+                f"'observers' must hold functions that take a record; got {_describe(observer)}"
+            )
+    return functions
+
+
 def require_direction(better: object) -> None:
     """Check the direction of a metric.
 
@@ -298,6 +365,11 @@ def _describe(argument: object) -> str:
     """Return the description of a wrong argument, for people."""
     if argument is None or isinstance(argument, str):
         return repr(argument)
+    # A class in the place of its instance, such as torch.optim.AdamW.
+    if isinstance(argument, type):
+        return f"the class {f'{argument.__module__}.{argument.__qualname__}'!r}"
+    if inspect.isfunction(argument):
+        return f"the function {argument.__name__!r}"
     # With its module, since torch has an AdamW of its own.
     name = f"{type(argument).__module__}.{type(argument).__qualname__}"
     return repr(name.removeprefix("builtins."))

@@ -353,6 +353,22 @@ def test_models_that_read_longer_batches_rightly_are_taught(kind: type[Ids]) -> 
 
 
 @pytest.mark.parametrize("owner", ["student", "teacher"])
+def test_a_first_batch_with_too_many_positions_is_explained(owner: str) -> None:
+    kinds = {"student": Clamped, "teacher": Clamped, owner: Ids}
+    sentence = (
+        rf"^'input_ids' must have at most the 4 positions of the {owner}'s table 'places'; got 8; "
+        rf"truncate them in the collate function; its forward pass failed with: index out of range"
+    )
+    with pytest.raises(DataError, match=sentence):
+        texts(
+            one_shot(total="2 steps"),
+            student=positioned(kinds["student"]),
+            teacher=LiveTeacher(positioned(kinds["teacher"])),
+            stream=Listed(EIGHT),
+        )
+
+
+@pytest.mark.parametrize("owner", ["student", "teacher"])
 def test_a_pass_that_fails_for_too_many_positions_is_explained(owner: str) -> None:
     kinds = {"student": Clamped, "teacher": Clamped, owner: Ids}
     run = texts(

@@ -132,6 +132,12 @@ def test_epochs_are_those_of_the_data_and_are_noted() -> None:
     assert not any(note.startswith("length") for note in bound(one_shot(total="4 steps")).notes)
 
 
+def test_temperatures_that_differ_are_noted() -> None:
+    softer = one_shot(total="4 steps", objective=MatchLogits(teacher_temperature=4))
+    (note,) = (note for note in bound(softer).notes if "temperature" in note)
+    assert note.startswith("temperatures of MatchLogits differ, 4 of the teacher and 1 of the ")
+
+
 @pytest.mark.parametrize(("drops", "steps"), [(True, 15), (False, 15)])
 def test_an_epoch_of_a_loader_is_its_whole_batches(drops: bool, steps: int) -> None:
     pairs = [(torch.zeros(INPUTS), place % 2) for place in range(43)]
@@ -152,7 +158,8 @@ def test_more_layer_stages_than_blocks_are_an_error() -> None:
     with pytest.raises(
         BindError,
         match=r"^stages 'layer 1' and 'layer 2' must read different taps of the student; "
-        r"fractions 0\.333 and 0\.667 of its 1 blocks are both tap 1$",
+        r"fractions 0\.333 and 0\.667 of its 1 blocks are both tap 1; "
+        r"pairs=1 is the most that can be spread over them$",
     ):
         bound(
             extraction(total=Duration(number=9), pairs=2),

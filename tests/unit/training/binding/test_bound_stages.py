@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -248,17 +248,46 @@ def test_a_frozen_student_is_an_error() -> None:
     student = mlp(5)
     student.module.requires_grad_(False)
     sentence = (
-        "got 'reached' where no weight of the student has requires_grad, .* is_trainable=True"
+        r"^'student' must have weights with requires_grad to be trained; got none among its 4; "
+        r"student\.requires_grad_\(True\) frees them, and PEFT loads an adapter to be trained with "
+        r"is_trainable=True$"
     )
-    with pytest.raises(BindError, match=rf"'trainable' must leave something to train; {sentence}"):
-        bound(one_shot(total=Duration(number=3)), student=student)
+    with pytest.raises(BindError, match=sentence):
+        bound(layers((1, 1)), student=student)
+
+
+@pytest.mark.parametrize("is_detached", [True, False], ids=["detached", "no_grad"])
+def test_a_student_whose_logits_carry_no_gradient_is_an_error(is_detached: bool) -> None:
+    class Ungraded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(INPUTS, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if is_detached:
+                return cast("Tensor", self.inner(inputs)).detach()
+            with torch.no_grad():
+                return cast("Tensor", self.inner(inputs))
+
+    with seeding.scoped(0, "model"):
+        student = tapped(Ungraded())
+    sentence = (
+        r"^stage 'logits': objectives must reach weights of the student that train; got none of "
+        r"its 2 with requires_grad, of which 'inner.weight' is the first: its logits carry no "
+        r"gradient, as those of a 'forward' under torch\.no_grad or with a detach\(\); or they "
+    )
+    with pytest.raises(BindError, match=sentence):
+        bound(one_shot(total="2 steps"), student=student)
 
 
 def test_weights_that_no_objective_reaches_are_named() -> None:
     student = mlp(5, 4)
     for path in ("blocks.0", "head"):
         student.module.get_submodule(path).requires_grad_(False)
-    sentence = r"reach none of the student's 2 weights with requires_grad, of which 'blocks.1.0.wei"
+    sentence = (
+        r"got none of its 2 with requires_grad, of which 'blocks\.1\.0\.weight' is the first: they "
+        r"come after the last tap or output that the objectives read, or the state there is "
+    )
     with pytest.raises(BindError, match=sentence):
         bound(layers((1, 1)), student=student)
 

@@ -1,4 +1,4 @@
-"""First passes of models that fail for the labels say so."""
+"""First passes of models that fail for labels or types say so."""
 
 from typing import Any
 
@@ -167,3 +167,98 @@ def test_whatever_reads_labels_names_those_among_the_inputs(name: str) -> None:
         BindError, match="^'labels' must be in the batch for a linear probe; .*" + words
     ):
         linear_probe(model(Tolerant, 4), batch)
+
+
+class Pictures(nn.Module):
+    """Classifies images."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block = nn.Conv2d(1, width, 2)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.block(inputs).flatten(1))
+        return logits
+
+
+PICTURES = drawn(4, 1, 2, 2)
+DATA = "in the data set or the collate function, by"
+SCALED = f"convert them {DATA} .float(), and scale them as the model was trained"
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "owner", "words"),
+    [
+        (
+            Pictures,
+            PICTURES.byte(),
+            "student",
+            f"'inputs' of type uint8 meet weights of type float32: {SCALED}",
+        ),
+        (
+            Features,
+            torch.ones(4, 6).long(),
+            "student",
+            f"'inputs' of type int64 meet weights of type float32: {SCALED}",
+        ),
+        (
+            Pictures,
+            PICTURES.double(),
+            "student",
+            f"'inputs' of type float64 meet weights of type float32: convert them {DATA} .float()",
+        ),
+        (
+            Features,
+            drawn(4, 6).double(),
+            "student",
+            f"'inputs' of type float64 meet weights of type float32: convert them {DATA} .float()",
+        ),
+        (
+            Classifier,
+            {"input_ids": IDS.double()},
+            "student",
+            f"'input_ids' of type float64 are read as ids: convert them to int64 {DATA} .long()",
+        ),
+    ],
+    ids=["bytes", "numbers", "doubles", "rows of doubles", "ids"],
+)
+def test_inputs_of_another_type_than_the_weights_are_named(
+    kind: type[Any], inputs: Any, owner: str, words: str
+) -> None:
+    batch = Batch(inputs=inputs, labels=CLASSES)
+    with pytest.raises(BindError) as error:
+        run_on(batch, one_shot(total="1 steps"), kind)
+    rule = f"'{owner}' must take the inputs of the stream; its forward pass failed with: "
+    assert rule in str(error.value)
+    assert str(error.value).endswith(f"; {words}")
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [(Pictures, PICTURES), (Features, drawn(4, 6))])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_a_teacher_in_low_precision_is_answered_by_how_to_pass_it(
+    kind: type[Any], inputs: Tensor, dtype: torch.dtype
+) -> None:
+    teacher = model(kind, 6)
+    teacher.module.to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    parts: dict[str, Any] = {
+        "student": model(kind, 4),
+        "teacher": LiveTeacher(teacher),
+        "stream": Listed(Batch(inputs=inputs, labels=CLASSES)),
+    }
+    with pytest.raises(BindError) as error:
+        bound(one_shot(total="1 steps"), **parts)
+    assert "'teacher' must take the inputs of the stream; its forward pass" in str(error.value)
+    assert str(error.value).endswith(
+        f"; 'inputs' of type float32 meet weights of type {name}: pass teacher.float(), with "
+        f"TrainingSettings(teacher_precision='bfloat16') for fast passes"
+    )
+    teacher.module.float()
+    bound(one_shot(total="1 steps"), settings={"teacher_precision": "bfloat16"}, **parts)
+
+
+def test_an_error_of_another_kind_stays_as_it_is() -> None:
+    wide = Batch(inputs=drawn(4, 7), labels=CLASSES)
+    with pytest.raises(BindError, match=r"its forward pass failed with: mat1 and mat2 shapes.*\)$"):
+        run_on(wide, one_shot(total="1 steps"), Features)
