@@ -269,16 +269,6 @@ def test_pixels_of_a_loader_are_examples_and_no_tokens(dtype: torch.dtype) -> No
     assert stream(DataLoader(images, batch_size=4)).tokens_per_batch == 4
 
 
-def test_an_order_of_millions_is_not_listed() -> None:
-    class Many(Items):
-        def __len__(self) -> int:
-            return 2**21
-
-    source = stream(DataLoader(Many(range(2**21)), batch_size=2, shuffle=True))
-    assert source._batches[:0].__class__.__name__ == "IndexOrder"
-    assert source.steps_per_epoch == 2**20
-
-
 def test_an_epoch_counts_the_texts_of_its_rows() -> None:
     def collate(rows: list[Tensor]) -> Batch:
         return Batch(inputs=torch.stack(rows).flatten(0, 1), group=2)
