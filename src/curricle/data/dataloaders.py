@@ -26,6 +26,7 @@ from curricle.data.batch import Batch, named
 from curricle.data.collation import Positions, batch_of, check_first, declared_positions
 from curricle.data.indexed import IndexedItems
 from curricle.data.iterables import ItemsInOrder
+from curricle.data.loader_checks import check_numbers, check_undivided, collation_errors
 from curricle.data.loader_generators import seeded_loader
 from curricle.data.loader_workers import items_of_pass
 from curricle.errors import DataError
@@ -64,16 +65,18 @@ def stream(
             of any shape, belong to whole examples.
 
     Raises:
-        DataError: If it is not a `DataLoader`, or `positions` is something else.
+        DataError: If it is not a `DataLoader`, a sampler gives each process a share of its own, or
+            `positions` is something else.
     """
     if not isinstance(loader, DataLoader):
         raise DataError(f"'loader' must be a DataLoader; got {type(loader).__name__!r}")
     if positions not in (None, "example", "token"):
         raise DataError(f"'positions' must be 'example', 'token' or None; got {positions!r}")
+    check_undivided(loader, "loader")
     return LoaderStream(loader, seed=seed, next_token=next_token, positions=positions)
 
 
-def held_out_items(loader: DataLoader[object]) -> list[object]:
+def held_out_items(loader: DataLoader[object], name: str = "evaluation") -> list[object]:
     """Return the items of one pass over a loader, the same in every call.
 
     The order of a loader that shuffles, and masks of its collate function, come from fixed seeds.
@@ -81,9 +84,18 @@ def held_out_items(loader: DataLoader[object]) -> list[object]:
 
     Args:
         loader: Held-out data.
+        name: Name of the argument.
+
+    Raises:
+        DataError: If a sampler gives each process a share of its own, or examples of a batch
+            differ in shape.
     """
-    with seeded_loader(loader, 0, "evaluation"):
-        return items_of_pass(loader)
+    check_undivided(loader, name)
+    with seeded_loader(loader, 0, "evaluation"), collation_errors(name):
+        items = items_of_pass(loader)
+    for item in items[:1]:
+        check_numbers(item, name)
+    return items
 
 
 @final
@@ -130,7 +142,9 @@ class LoaderStream:
         Raises:
             DataError: If the batch cannot be read, or not twice alike.
         """
-        item = self._items.read(0, again=True)
+        with collation_errors("loader"):
+            item = self._items.read(0, again=True)
+        check_numbers(item, "loader")
         declared = declared_positions(item, next_token=self._next_token)
         if positions is not None and isinstance(item, Batch):
             raise DataError("'positions' has no effect on a `Batch`, which declares them itself")
@@ -188,7 +202,9 @@ class LoaderStream:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
-        return self._built(self._items.read(step))
+        with collation_errors("loader"):
+            item = self._items.read(step)
+        return self._built(item)
 
     def end_workers(self) -> None:
         """End the workers that have been started; later batches in order start new ones.
@@ -261,6 +277,12 @@ def _note(first: Batch) -> str:
     """Return the decision about positions as a sentence for `plan`; none where it is plain."""
     if _is_plain(first):
         return ""
+    if first.length == 1 and first.labels is not None:
+        # A column of labels, beside inputs without positions.
+        return (
+            f"data: labels of shape {first.positions} are read as one label an example; "
+            f"labels.squeeze(1) gives them the shape ({first.num_examples},)"
+        )
     labels = "without labels"
     if first.labels is not None:
         kind = "a label of several values" if first.labels[:1].numel() > 1 else "a label"

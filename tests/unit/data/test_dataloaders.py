@@ -280,3 +280,13 @@ def test_an_epoch_counts_the_texts_of_its_rows() -> None:
         student, teacher = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     plan = curricle.plan(student, teacher, curricle.one_shot(total="2 epochs"), loader)
     assert plan.num_steps == 2 * len(loader) == 20
+
+
+def test_a_column_of_labels_is_noted_with_its_usual_shape() -> None:
+    data = TensorDataset(torch.zeros(8, 6), torch.zeros(8, 1, dtype=torch.long))
+    source = stream(DataLoader(data, batch_size=4))
+    assert source.note == (
+        "data: labels of shape (4, 1) are read as one label an example; labels.squeeze(1) gives "
+        "them the shape (4,)"
+    )
+    assert labels(source.batch(0)) == [0] * 4
