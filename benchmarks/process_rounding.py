@@ -75,8 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[1000])
     parser.add_argument("--nproc", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a few steps")
     arguments = parser.parse_args()
-    for steps in arguments.steps:
+    for steps in [20] if arguments.quick else arguments.steps:
         with TemporaryDirectory() as place:
             root = Path(place)
             spec = root / "spec.yaml"

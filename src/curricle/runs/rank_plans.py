@@ -249,10 +249,9 @@ def _share(micro_batch: Batch, world_size: int, replicas: int) -> Batch:
         )
     if world_size < 1:
         raise SpecError(f"'world_size' must be a positive number of processes; got {world_size}")
-    try:
-        return micro_batch.split(world_size)[0]
-    except DataError:
-        raise SpecError(indivisible(micro_batch, world_size)) from None
+    if micro_batch.num_examples // micro_batch.group % world_size:
+        raise SpecError(indivisible(micro_batch, world_size))
+    return micro_batch.split(world_size)[0]
 
 
 def _ranks(
