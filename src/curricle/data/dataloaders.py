@@ -6,9 +6,8 @@ e), and each batch is fetched under (seed, `loader batch`, step). Augmentation a
 collate function are therefore independent of the worker and of the time of reading. The loader
 itself and the global generators stay unchanged.
 
-Design: batches are fetched by an internal loader with whole batches as items. With workers, an
-iterator prefetches as long as steps come in order; any other step is fetched in this process. A
-loader over an `IterableDataset` is iterated as it is (`iterables`).
+Design: `indexed` reads a data set with indexes, `iterables` an `IterableDataset`. Workers of the
+loader fetch ahead while steps come in order; a run ends them when it is over.
 `collation` lists the accepted items. The last short batch of an epoch is dropped, since all batches
 have one size.
 
@@ -17,18 +16,19 @@ of the first batch are compared, and a loader that gives different ones is refus
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sized
 from typing import final
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
-from curricle import seeding
 from curricle.data.batch import Batch, named
 from curricle.data.collation import Positions, batch_of, check_first, declared_positions
+from curricle.data.indexed import IndexedItems
 from curricle.data.iterables import ItemsInOrder
-from curricle.data.orders import IndexOrder, Order, epoch_order, order_digest
+from curricle.data.loader_checks import check_numbers, check_undivided, collation_errors
+from curricle.data.loader_generators import seeded_loader
+from curricle.data.loader_workers import items_of_pass
 from curricle.errors import DataError
 from curricle.values import fingerprint
 
@@ -54,7 +54,8 @@ def stream(
     Args:
         loader: Over a data set with a length; its order, collate function and workers are used. An
             `IterableDataset` states its length by `__len__`; a resumed run iterates it from the
-            start of the epoch.
+            start of the epoch. Workers start with the second of two steps in order and end with the
+            run; those of an epoch end with it unless the loader has `persistent_workers=True`.
         seed: Seed of the order and of the random numbers that the data set draws from torch.
         next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
             models of transformers have it; the shift is made here, once. Without labels they are
@@ -64,16 +65,18 @@ def stream(
             of any shape, belong to whole examples.
 
     Raises:
-        DataError: If it is not a `DataLoader`, or `positions` is something else.
+        DataError: If it is not a `DataLoader`, a sampler gives each process a share of its own, or
+            `positions` is something else.
     """
     if not isinstance(loader, DataLoader):
         raise DataError(f"'loader' must be a DataLoader; got {type(loader).__name__!r}")
     if positions not in (None, "example", "token"):
         raise DataError(f"'positions' must be 'example', 'token' or None; got {positions!r}")
+    check_undivided(loader, "loader")
     return LoaderStream(loader, seed=seed, next_token=next_token, positions=positions)
 
 
-def held_out_items(loader: DataLoader[object]) -> list[object]:
+def held_out_items(loader: DataLoader[object], name: str = "evaluation") -> list[object]:
     """Return the items of one pass over a loader, the same in every call.
 
     The order of a loader that shuffles, and masks of its collate function, come from fixed seeds.
@@ -81,10 +84,18 @@ def held_out_items(loader: DataLoader[object]) -> list[object]:
 
     Args:
         loader: Held-out data.
+        name: Name of the argument.
+
+    Raises:
+        DataError: If a sampler gives each process a share of its own, or examples of a batch
+            differ in shape.
     """
-    with ExitStack() as stack:
-        _seed_generators(stack, loader, 0, "evaluation")
-        return list(loader)
+    check_undivided(loader, name)
+    with seeded_loader(loader, 0, "evaluation"), collation_errors(name):
+        items = items_of_pass(loader)
+    for item in items[:1]:
+        check_numbers(item, name)
+    return items
 
 
 @final
@@ -114,28 +125,34 @@ class LoaderStream:
         if loader.batch_sampler is None and not is_iterable:
             raise DataError("'loader' must make batches; got batch_size=None")
         self._loader = loader
-        self._in_order = (
-            ItemsInOrder(loader, seed=seed, opening=self._opened) if is_iterable else None
-        )
         self._seed = seed
         self._next_token = next_token
-        self._epoch = -1
-        self._batches: Order = []
-        self._steps_per_epoch = self._batch_size = 0
-        self._ahead: Iterator[object] | None = None
-        self._last = -1
+        self._items = (ItemsInOrder if is_iterable else IndexedItems)(loader, seed=seed)
         # Examples of a row of the data set, as the texts of a pair; None before the first batch.
         self._rows: int | None = None
-        self._open_first_epoch()
-        item = self._fetch(0)
-        declared = declared_positions(item, next_token=next_token)
+        try:
+            self._read_first(positions)
+        finally:
+            # Until a run begins, and where a loader is refused, none are needed.
+            self.end_workers()
+
+    def _read_first(self, positions: Positions | None) -> None:
+        """Decide on positions by the first batch, and take its digest.
+
+        Raises:
+            DataError: If the batch cannot be read, or not twice alike.
+        """
+        with collation_errors("loader"):
+            item = self._items.read(0, again=True)
+        check_numbers(item, "loader")
+        declared = declared_positions(item, next_token=self._next_token)
         if positions is not None and isinstance(item, Batch):
             raise DataError("'positions' has no effect on a `Batch`, which declares them itself")
         self._positions: Positions = positions or declared
         self._is_overridden = self._positions != declared
         first = self._built(item)
-        check_first(item, first, next_token=next_token)
-        if _digest(first) != _digest(self._built(self._fetch(0))):
+        check_first(item, first, next_token=self._next_token)
+        if _digest(first) != _digest(self._built(self._items.read(0, again=True))):
             raise DataError(
                 "'loader' must give the same first batch twice; got different ones, so its data "
                 "set or collate function draws from something else than torch's generators"
@@ -145,19 +162,10 @@ class LoaderStream:
         """Decision about positions, as a sentence; empty if the batches declare them."""
         self._fingerprint = self._described(first)
 
-    def _open_first_epoch(self) -> None:
-        if self._in_order is None:
-            self._batches = self._listed(0)
-            self._epoch, self._steps_per_epoch = 0, len(self._batches)
-            self._batch_size = len(self._batches[0])
-        else:
-            self._steps_per_epoch = self._in_order.steps_per_epoch
-            self._batch_size = self._in_order.batch_size
-
     @property
     def batch_size(self) -> int:
         """Return the number of examples of every batch."""
-        return self._batch_size * (self._rows or 1)
+        return self._items.batch_size * (self._rows or 1)
 
     @property
     def tokens_per_batch(self) -> int:
@@ -171,12 +179,12 @@ class LoaderStream:
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of whole batches of an epoch."""
-        return self._steps_per_epoch
+        return self._items.steps_per_epoch
 
     @property
     def examples_per_epoch(self) -> int:
         """Return the number of examples of the whole batches of an epoch."""
-        return self._steps_per_epoch * self.batch_size
+        return self.steps_per_epoch * self.batch_size
 
     @property
     def reads_ahead(self) -> bool:
@@ -194,90 +202,16 @@ class LoaderStream:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
-        return self._built(self._read(step))
+        with collation_errors("loader"):
+            item = self._items.read(step)
+        return self._built(item)
 
-    def _read(self, step: int) -> object:
-        """Return the item of a step: from the workers if steps come in order, or fetched here."""
-        if self._in_order is not None:
-            return self._in_order.read(step)
-        in_order, self._last = step == self._last + 1, step
-        if not self._loader.num_workers or not in_order:
-            # The batches that the workers have prefetched belong to other steps.
-            self._ahead = None
-            return self._fetch(step)
-        if self._ahead is None or step % self._steps_per_epoch == 0:
-            self._ahead = self._workers(step)
-        return next(self._ahead)
+    def end_workers(self) -> None:
+        """End the workers that have been started; later batches in order start new ones.
 
-    def _fetch(self, step: int) -> object:
-        if self._in_order is not None:
-            return self._in_order.read(step, again=True)
-        return _Batches(self._loader, self._seed)[step, self._indexes(step)]
-
-    def _workers(self, start: int) -> Iterator[object]:
-        """Return the items from a step to the end of its epoch, read ahead by workers."""
-        epoch = start // self._steps_per_epoch
-        steps = range(start, (epoch + 1) * self._steps_per_epoch)
-        source = self._loader
-        ahead: DataLoader[object] = DataLoader(
-            _Batches(source, self._seed),
-            batch_size=None,
-            sampler=_Keys(self._indexes, steps),
-            collate_fn=_unchanged,
-            num_workers=source.num_workers,
-            prefetch_factor=source.prefetch_factor,
-            pin_memory=source.pin_memory,
-            timeout=source.timeout,
-            worker_init_fn=source.worker_init_fn,
-            multiprocessing_context=source.multiprocessing_context,
-            # Workers get their seeds from here, and not from the global generator.
-            generator=seeding.generator(self._seed, "loader workers", start),
-        )
-        return iter(ahead)
-
-    def _indexes(self, step: int) -> Sequence[object]:
-        epoch, place = divmod(step, self._steps_per_epoch)
-        if epoch != self._epoch:
-            self._batches, self._epoch = self._listed(epoch), epoch
-        return self._batches[place]
-
-    @contextmanager
-    def _opened(self, epoch: int) -> Iterator[None]:
-        """Seed the generators of an epoch's order inside the block."""
-        with ExitStack() as stack:
-            _seed_generators(stack, self._loader, self._seed, "loader", epoch)
-            yield
-
-    def _listed(self, epoch: int) -> Order:
-        """Return the indexes of the whole batches of an epoch."""
-        batch_sampler = self._loader.batch_sampler
-        with self._opened(epoch):
-            for sampler in (batch_sampler, self._loader.sampler):
-                # Samplers of distributed training receive the epoch in this way.
-                if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-                    set_epoch(epoch)
-            batches = epoch_order(batch_sampler)
-        return self._whole(batches, epoch)
-
-    def _whole(self, batches: Order, epoch: int) -> Order:
-        size = self._loader.batch_size or (len(batches[0]) if batches else 0)
-        full_batches = batches[:-1] if batches and len(batches[-1]) < size else batches
-        if not full_batches:
-            raise DataError(
-                f"'loader' must give at least one whole batch of {size} examples; "
-                f"got {sum(map(len, batches))} examples"
-            )
-        if not isinstance(full_batches, IndexOrder) and any(
-            len(batch) != size for batch in full_batches
-        ):
-            sizes = ", ".join(map(str, sorted({len(batch) for batch in full_batches})))
-            raise DataError(f"'loader' must give batches of one size; got sizes {sizes}")
-        if self._steps_per_epoch not in {0, len(full_batches)}:
-            raise DataError(
-                f"'loader' must give the same number of batches in every epoch: "
-                f"{self._steps_per_epoch}; got {len(full_batches)} in epoch {epoch}"
-            )
-        return full_batches
+        With `persistent_workers=True` a loader over an `IterableDataset` keeps its workers.
+        """
+        self._items.end_workers()
 
     def as_batch(self, item: object) -> Batch:
         """Return an item of the loader, of any number of examples, as the stream reads it.
@@ -293,13 +227,14 @@ class LoaderStream:
 
     def _built(self, item: object) -> Batch:
         batch = self.as_batch(item)
-        rows, rest = divmod(batch.num_examples, self._batch_size)
+        size = self._items.batch_size
+        rows, rest = divmod(batch.num_examples, size)
         # Only a `Batch` states that the rows of the data set are several examples each.
         if isinstance(item, Batch) and rows and not rest and self._rows in (None, rows):
             self._rows = rows
-        elif batch.num_examples != self._batch_size:
+        elif batch.num_examples != size:
             raise DataError(
-                f"'loader' must collate {self._batch_size} examples into as many rows; "
+                f"'loader' must collate {size} examples into as many rows; "
                 f"got {batch.num_examples} rows"
             )
         return batch
@@ -312,8 +247,8 @@ class LoaderStream:
                 "stream": "loader",
                 "dataset": [_name(dataset), len(dataset) if isinstance(dataset, Sized) else None],
                 "samplers": [_name(loader.batch_sampler), _name(loader.sampler)],
-                "shape": [self._steps_per_epoch, self._batch_size],
-                "order": order_digest(self._batches),
+                "shape": [self.steps_per_epoch, self._items.batch_size],
+                "order": self._items.order_digest,
                 "first": _digest(first),
                 "seed": self._seed,
                 "next_token": self._next_token,
@@ -321,75 +256,6 @@ class LoaderStream:
                 **({"positions": self._positions} if self._is_overridden else {}),
             }
         )
-
-
-@final
-class _Batches(Dataset[object]):
-    """Data set of the collated batches of another data set; the key holds the step."""
-
-    def __init__(self, loader: DataLoader[object], seed: int) -> None:
-        self._dataset = loader.dataset
-        self._collate = loader.collate_fn
-        self._seed = seed
-
-    def __getitem__(self, key: tuple[int, Sequence[object]]) -> object:
-        step, indexes = key
-        with seeding.scoped(self._seed, "loader batch", step):
-            if callable(read := getattr(self._dataset, "__getitems__", None)):
-                return self._collate(read(indexes))
-            return self._collate([self._dataset[index] for index in indexes])
-
-
-@final
-class _Keys:
-    """Keys of `_Batches` for some steps, each made when a worker is given it."""
-
-    def __init__(self, indexes: Callable[[int], Sequence[object]], steps: range) -> None:
-        self._indexes, self._steps = indexes, steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[tuple[int, Sequence[object]]]:
-        return ((step, self._indexes(step)) for step in self._steps)
-
-
-def _unchanged(item: object) -> object:
-    return item
-
-
-def _generators(loader: DataLoader[object]) -> list[torch.Generator]:
-    """Return the explicit generators from which a loader's order may be drawn."""
-    batch_sampler = loader.batch_sampler
-    owners = (loader, loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
-    candidates = [getattr(owner, "generator", None) for owner in owners]
-    return list(
-        {
-            id(generator): generator
-            for generator in candidates
-            if isinstance(generator, torch.Generator)
-        }.values()
-    )
-
-
-def _seed_generators(
-    stack: ExitStack, loader: DataLoader[object], seed: int, purpose: str, *index: int
-) -> None:
-    """Seed the generators of a loader and the global ones until a stack is closed."""
-    for generator in _generators(loader):
-        stack.enter_context(_lent(generator, seeding.derive(seed, purpose, *index)))
-    stack.enter_context(seeding.scoped(seed, purpose, *index))
-
-
-@contextmanager
-def _lent(generator: torch.Generator, seed: int) -> Iterator[None]:
-    """Seed a user's generator inside the block and restore it afterwards."""
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
 
 
 MATRIX_AXES, IMAGE_AXES = 2, 4
@@ -411,6 +277,12 @@ def _note(first: Batch) -> str:
     """Return the decision about positions as a sentence for `plan`; none where it is plain."""
     if _is_plain(first):
         return ""
+    if first.length == 1 and first.labels is not None:
+        # A column of labels, beside inputs without positions.
+        return (
+            f"data: labels of shape {first.positions} are read as one label an example; "
+            f"labels.squeeze(1) gives them the shape ({first.num_examples},)"
+        )
     labels = "without labels"
     if first.labels is not None:
         kind = "a label of several values" if first.labels[:1].numel() > 1 else "a label"

@@ -8,17 +8,17 @@ a step is read under (seed, `loader batch`, step), so that both ways to a step d
 numbers. The number of steps of an epoch is the stated length over the batch size.
 """
 
-from collections.abc import Callable, Iterator, Sized
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sized
 from typing import final
 
 from torch.utils.data import DataLoader
 
 from curricle import seeding
+from curricle.data.loader_generators import seeded_loader
+from curricle.data.loader_workers import end_workers_of
+from curricle.data.orders import list_digest
 from curricle.errors import DataError
 
-Opening = Callable[[int], AbstractContextManager[object]]
-"""Context of an epoch, in which an iterator starts."""
 _END = object()
 
 
@@ -26,13 +26,12 @@ _END = object()
 class ItemsInOrder:
     """Items of a loader without indexes, read by step."""
 
-    def __init__(self, loader: DataLoader[object], *, seed: int, opening: Opening) -> None:
+    def __init__(self, loader: DataLoader[object], *, seed: int) -> None:
         """Read the stated length.
 
         Args:
             loader: Loader over an `IterableDataset`.
             seed: Seed of the random numbers that the data set draws from torch.
-            opening: Function from an epoch to the context in which its iterator starts.
 
         Raises:
             DataError: If there is no length, no batch size or not one whole batch.
@@ -49,7 +48,6 @@ class ItemsInOrder:
             raise DataError("'loader' must make batches; got batch_size=None")
         self._loader = loader
         self._seed = seed
-        self._opening = opening
         self._iterator: Iterator[object] | None = None
         self._step = -1
         self._item: object = None
@@ -57,6 +55,8 @@ class ItemsInOrder:
         """Number of examples of every item."""
         self.steps_per_epoch = len(dataset) // size
         """Number of whole items of an epoch."""
+        self.order_digest = list_digest([])
+        """Digest of the order, which is that of the data set."""
         if not self.steps_per_epoch:
             raise DataError(
                 f"'loader' must give at least one whole batch of {size} examples; "
@@ -84,9 +84,16 @@ class ItemsInOrder:
         self._step = step
         return self._item
 
+    def end_workers(self) -> None:
+        """End the workers, unless torch is to keep them; the next item starts new ones."""
+        iterator, self._iterator = self._iterator, None
+        if not self._loader.persistent_workers:
+            end_workers_of(iterator)
+
     def _start(self, epoch: int) -> None:
         self._step = -1
-        with self._opening(epoch):
+        self.end_workers()
+        with seeded_loader(self._loader, self._seed, "loader", epoch):
             if callable(set_epoch := getattr(self._loader.dataset, "set_epoch", None)):
                 set_epoch(epoch)
             self._iterator = iter(self._loader)
@@ -98,8 +105,12 @@ class ItemsInOrder:
             DataError: If the data set ends before its stated length.
         """
         if self._iterator is not None:
-            with seeding.scoped(self._seed, "loader batch", step):
-                item = next(self._iterator, _END)
+            try:
+                with seeding.scoped(self._seed, "loader batch", step):
+                    item = next(self._iterator, _END)
+            except BaseException:
+                self.end_workers()
+                raise
             if item is not _END:
                 return item
         raise DataError(

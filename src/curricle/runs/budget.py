@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from curricle.curriculum.durations import DECIMAL, FRACTION, Duration, exact_fraction
 from curricle.curriculum.stages import Curriculum
+from curricle.data.loader_workers import ended_workers
 from curricle.data.streams import examples_per_epoch
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
@@ -333,7 +334,7 @@ def _prepared(run: BoundRun) -> Iterator[None]:
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     teacher, settings = run.teacher, run.settings
     teaching = nullcontext() if teacher is None else teacher.teaching(settings.teacher_inference)
-    with settings.stated_threads(), modes_kept(module), teaching:
+    with ended_workers(run.stream), settings.stated_threads(), modes_kept(module), teaching:
         train(module)
         try:
             yield

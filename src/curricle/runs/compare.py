@@ -64,6 +64,7 @@ from curricle.training.setup.arguments import (
     require_model,
     require_parts,
     require_resumable,
+    wrapping_hint,
 )
 from curricle.training.setup.interrupts import noted_interrupts
 from curricle.training.setup.observers import NewObserver, shown_progress
@@ -494,8 +495,8 @@ def _streams(data: object) -> Stream | Callable[[int], Stream]:
         return partial(as_stream, data)
     if not conforms(data, Stream) and not callable(data):
         raise BindError(
-            "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "
-            f"got {type(data).__name__!r}"
+            "'data' must be a DataLoader, a stream or a function from a seed to a stream; "
+            f"got {type(data).__name__!r}{wrapping_hint(data)}"
         )
     return cast("Stream | Callable[[int], Stream]", data)
 

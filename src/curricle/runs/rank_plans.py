@@ -31,6 +31,7 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.stage_sizes import SizeProbe
 from curricle.training.setup.arguments import AnyModel, as_stream, named_arguments
 from curricle.training.setup.optimizers import AdamW, Optimizer
+from curricle.training.setup.placement import indivisible
 from curricle.training.setup.rank_costs import Passes, RankCosts, StageSizes, rank_costs
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
@@ -246,13 +247,10 @@ def _share(micro_batch: Batch, world_size: int, replicas: int) -> Batch:
             f"'world_size' must be a multiple of the {replicas} groups of 'replicas', which each "
             f"hold the student once; got {world_size}; set 'replicas' to 1"
         )
-    groups = micro_batch.num_examples // micro_batch.group
-    if world_size < 1 or groups % world_size:
-        together = f", in groups of {micro_batch.group}" if micro_batch.group > 1 else ""
-        raise SpecError(
-            f"'world_size' must be a positive divisor of the {micro_batch.num_examples} examples "
-            f"of a micro-batch{together}; got {world_size}"
-        )
+    if world_size < 1:
+        raise SpecError(f"'world_size' must be a positive number of processes; got {world_size}")
+    if micro_batch.num_examples // micro_batch.group % world_size:
+        raise SpecError(indivisible(micro_batch, world_size))
     return micro_batch.split(world_size)[0]
 
 

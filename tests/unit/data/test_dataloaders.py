@@ -269,16 +269,6 @@ def test_pixels_of_a_loader_are_examples_and_no_tokens(dtype: torch.dtype) -> No
     assert stream(DataLoader(images, batch_size=4)).tokens_per_batch == 4
 
 
-def test_an_order_of_millions_is_not_listed() -> None:
-    class Many(Items):
-        def __len__(self) -> int:
-            return 2**21
-
-    source = stream(DataLoader(Many(range(2**21)), batch_size=2, shuffle=True))
-    assert source._batches[:0].__class__.__name__ == "IndexOrder"
-    assert source.steps_per_epoch == 2**20
-
-
 def test_an_epoch_counts_the_texts_of_its_rows() -> None:
     def collate(rows: list[Tensor]) -> Batch:
         return Batch(inputs=torch.stack(rows).flatten(0, 1), group=2)
@@ -290,3 +280,13 @@ def test_an_epoch_counts_the_texts_of_its_rows() -> None:
         student, teacher = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     plan = curricle.plan(student, teacher, curricle.one_shot(total="2 epochs"), loader)
     assert plan.num_steps == 2 * len(loader) == 20
+
+
+def test_a_column_of_labels_is_noted_with_its_usual_shape() -> None:
+    data = TensorDataset(torch.zeros(8, 6), torch.zeros(8, 1, dtype=torch.long))
+    source = stream(DataLoader(data, batch_size=4))
+    assert source.note == (
+        "data: labels of shape (4, 1) are read as one label an example; labels.squeeze(1) gives "
+        "them the shape (4,)"
+    )
+    assert labels(source.batch(0)) == [0] * 4

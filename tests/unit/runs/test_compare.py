@@ -265,7 +265,11 @@ def test_a_mistake_in_the_last_strategy_shows_before_the_first_is_trained() -> N
         ({"goal": "labels"}, SpecError, "'goal' must be a number or one of the strategies"),
         ({"student": "bert"}, BindError, "'student' must be a torch.nn.Module"),
         ({"teacher": "bert"}, BindError, "'teacher' must be a torch.nn.Module"),
-        ({"data": 3}, BindError, "'data' must be a stream or a function from a seed to one"),
+        (
+            {"data": 3},
+            BindError,
+            "'data' must be a DataLoader, a stream or a function from a seed to a stream",
+        ),
         ({"evaluation": 3}, BindError, "'evaluation' must be a sequence of curricle.Batch"),
     ],
 )

@@ -69,12 +69,17 @@ def test_models_without_memory_are_planned() -> None:
     assert plan.stages[0].rows[0].parameters == 4 * 7 * 2
 
 
-@pytest.mark.parametrize("number", [0, -1, 7])
-def test_processes_that_cannot_divide_the_examples_are_refused(number: int) -> None:
-    examples = parity().batch_size
-    message = f"'world_size' must be a positive divisor of the {examples} examples"
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_processes_below_one_is_refused(number: int) -> None:
+    message = f"'world_size' must be a positive number of processes; got {number}"
     with pytest.raises(SpecError, match=message):
         planned(number)
+
+
+def test_processes_that_cannot_divide_the_examples_are_refused_with_the_next_batch_size() -> None:
+    message = "'batch_size' must be a multiple of 7 processes .*; got micro-batches of 8; .* of 14$"
+    with pytest.raises(SpecError, match=message):
+        planned(7)
 
 
 def test_replicas_of_the_settings_are_counted() -> None:

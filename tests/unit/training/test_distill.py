@@ -152,7 +152,7 @@ def test_a_loader_is_read_as_a_stream_of_the_seed() -> None:
 
 
 def test_data_of_another_kind_are_refused() -> None:
-    with pytest.raises(BindError, match=r"^'data' must be a stream or a DataLoader; got 'list'$"):
+    with pytest.raises(BindError, match=r"^'data' must be a stream or a DataLoader; got 'list'; "):
         # The shape checks of the tests would refuse it first.
         inspect.unwrap(distill)(mlp(5), None, from_labels(total=TOTAL), [1], evaluation=held_out())
 

@@ -120,9 +120,14 @@ class FirstBatches:
             if number_of_items is not None:
                 self._steps_per_epoch = math.ceil(number_of_items / self._accumulation)
             items = iter(loader)
-            self._batches = [self._reader(item) for item in itertools.islice(items, number)]
-            del items
-            # Loaders of accelerate are on a list until they are exhausted.
-            if callable(end := getattr(loader, "end", None)):
-                end()
+            try:
+                self._batches = [self._reader(item) for item in itertools.islice(items, number)]
+            finally:
+                # Iterators of accelerate are generators, which hold one of torch with its workers.
+                if callable(close := getattr(items, "close", None)):
+                    close()
+                del items
+                # Loaders of accelerate are on a list until they are exhausted.
+                if callable(end := getattr(loader, "end", None)):
+                    end()
         self._is_exhausted = len(self._batches) < number

@@ -26,6 +26,7 @@ from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
 from curricle.data.batch import Batch, Inputs, named
 from curricle.data.blocks import concatenated
+from curricle.data.loader_workers import end_workers
 from curricle.data.streams import Stream, examples_per_epoch
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.memory import is_out_of_memory
@@ -250,6 +251,10 @@ class RunBatches:
             error.step = step
             raise
         return batch
+
+    def end_workers(self) -> None:
+        """End the workers of the stream, if it has any."""
+        end_workers(self.stream)
 
     def concatenated(self, step: int, number: int) -> Batch | None:
         """Return the batches of some steps one below the other, if the stream joins them.

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from curricle.curriculum.durations import Duration, UnlessExplained
 from curricle.curriculum.initialization import AutoStart
 from curricle.curriculum.stages import Curriculum, Saved, Stage, TeacherReference
+from curricle.data.loader_workers import ended_workers
 from curricle.data.streams import Stream, examples_per_epoch
 from curricle.data.text.paired import PairedTexts
 from curricle.errors import BindError, rule
@@ -152,6 +153,34 @@ def bind(
 
     Raises:
         BindError: If the parts do not fit; the stage is named.
+    """
+    # Of the first batches, which are read here, workers would fetch many more.
+    with ended_workers(stream):
+        return _bound(
+            curriculum,
+            student,
+            teacher,
+            stream=stream,
+            optimizer=optimizer,
+            settings=settings,
+            seed=seed,
+        )
+
+
+def _bound(
+    curriculum: Curriculum,
+    student: TappedModel,
+    teacher: LiveTeacher | StoredTeacher | None,
+    *,
+    stream: Stream,
+    optimizer: Optimizer,
+    settings: TrainingSettings,
+    seed: int,
+) -> BoundRun:
+    """Return a bound curriculum; workers of the stream may go on.
+
+    Raises:
+        BindError: As in `bind`.
     """
     live = None if isinstance(teacher, StoredTeacher) else teacher
     # Before the models are placed: weights that are not there cannot be moved, and torch would not

@@ -20,6 +20,7 @@ from typing import NoReturn, final
 import torch
 
 from curricle.curriculum.durations import Duration
+from curricle.data.loader_workers import ended_workers
 from curricle.errors import DivergenceError
 from curricle.metrics import NLL
 from curricle.models.eligibility import check_savable
@@ -160,6 +161,7 @@ class TrainingRun:
             weights.
         """
         with ExitStack() as stack, self._interrupts.raised_at_once():
+            stack.enter_context(ended_workers(self.run.stream))
             self._open_run(stack)
             # Only a run that has opened, and goes on, is left open.
             if self.end is None:

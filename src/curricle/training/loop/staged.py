@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import LoaderStream
+from curricle.data.loader_workers import ended_workers
 from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.restoring import frozen_but
@@ -128,6 +129,7 @@ class StagedLoss:
         """
         run = self.run
         with ExitStack() as stack:
+            stack.enter_context(ended_workers(run.stream))
             if run.teacher is not None:
                 run.teacher.check(run.teachers)
                 stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))

@@ -7,12 +7,13 @@ from types import MappingProxyType
 from typing import overload
 
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
 from curricle.data.collation import batch_of, check_first, declared_positions
 from curricle.data.dataloaders import LoaderStream, held_out_items, stream
+from curricle.data.loader_checks import check_undivided
 from curricle.data.streams import Stream, epoch_batches
 from curricle.errors import CAUSAL_LOADER, BindError, DataError, loading_hint
 from curricle.metrics import METRICS, Direction, Metric
@@ -175,13 +176,31 @@ def as_stream(data: object, seed: int) -> Stream:
 
     Raises:
         BindError: If they are neither a stream nor a loader.
+        DataError: If a sampler of the loader gives each process a share of its own.
     """
     if isinstance(data, DataLoader):
+        check_undivided(data, "data")
         return stream(data, seed=seed)
     # `isinstance` with a protocol misses methods that a wrapper forwards.
     if not conforms(data, Stream):
-        raise BindError(f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}")
+        raise BindError(
+            f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}"
+            f"{wrapping_hint(data)}"
+        )
     return data
+
+
+def wrapping_hint(data: object) -> str:
+    """Return the end of an error sentence on examples without a loader; empty for anything else.
+
+    Args:
+        data: What was given as training data.
+    """
+    is_text = isinstance(data, str | bytes)
+    has_rows = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not is_text
+    if not has_rows and not isinstance(data, Dataset):
+        return ""
+    return "; a loader makes batches of it: DataLoader(dataset, batch_size=64)"
 
 
 def require_curriculum(curriculum: object) -> None:

@@ -274,6 +274,23 @@ def find_placement(device: Device) -> Placement:
     return HOST if kind_of(device) == "cpu" else SingleDevice("cuda")
 
 
+def indivisible(micro_batch: Batch, number: int) -> str:
+    """Return the sentence on a micro-batch that a number of processes cannot divide equally.
+
+    Args:
+        micro_batch: The micro-batch.
+        number: Number of processes.
+    """
+    group, examples = micro_batch.group, micro_batch.num_examples
+    unit = number * group
+    groups = f" x {group} examples of a group" if group > 1 else ""
+    return (
+        f"'batch_size' must be a multiple of {number} processes x 'gradient_accumulation_steps'"
+        f"{groups}, so that all compute on equally many examples; got micro-batches of {examples}; "
+        f"the next multiple has micro-batches of {(examples // unit + 1) * unit}"
+    )
+
+
 def kind_of(device: Device) -> Literal["cpu", "cuda"]:
     """Return the kind of processor that a setting names; `auto` takes a GPU if there is one.
 

@@ -39,6 +39,7 @@ from curricle.training.setup.placement import (
     Item,
     Placement,
     find_placement,
+    indivisible,
     kind_of,
 )
 from curricle.training.setup.process_group import joined
@@ -92,10 +93,7 @@ class Processes(Placement, ABC):
         try:
             share = batch.split(self._number)[self.rank]
         except DataError:
-            raise DataError(
-                f"the examples of each micro-batch must be a multiple of the {self._number} "
-                f"processes, with {batch.group} of a group together; got {batch.num_examples}"
-            ) from None
+            raise DataError(indivisible(batch, self._number)) from None
         return self.moved(share)
 
     def shared(self, items: Sequence[Item]) -> Sequence[Item]:

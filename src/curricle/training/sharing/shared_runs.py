@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from curricle.data.batch import Batch
+from curricle.data.loader_workers import end_workers
 from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
@@ -246,6 +247,10 @@ class _SharedStream:
     def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
         """Return the positions of some steps, and those that as many first batches would have."""
         return relative_tokens(self._stream, start, stop)
+
+    def end_workers(self) -> None:
+        """End the workers of the stream, if it has any."""
+        end_workers(self._stream)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step where the models lie, the same tensors for every run."""

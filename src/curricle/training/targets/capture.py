@@ -28,6 +28,7 @@ from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
+from curricle.data.loader_workers import ended_workers
 from curricle.errors import BindError, DataError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import TappedModel
@@ -258,6 +259,7 @@ class TeacherQuery:
         teacher, place = run.teacher, run.settings.placement.part_of
         assert isinstance(teacher, LiveTeacher)  # noqa: S101 - checked by `capture`
         with (
+            ended_workers(run.stream),
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):

@@ -24,6 +24,7 @@ from curricle.training.setup.arguments import (
     judged_by,
     require_direction,
     require_model,
+    wrapping_hint,
 )
 from tests.parts import CLASSES, INPUTS, drawn, parity
 
@@ -35,8 +36,17 @@ def test_a_stream_is_used_as_it_is_and_a_loader_becomes_one() -> None:
         TensorDataset(drawn(8, INPUTS), torch.arange(8) % CLASSES), batch_size=4
     )
     assert as_stream(loader, 0).batch(0).num_examples == 4
-    with pytest.raises(BindError, match=r"^'data' must be a stream or a DataLoader; got 'list'$"):
-        as_stream([1], 0)
+
+
+@pytest.mark.parametrize("data", [[1], TensorDataset(torch.zeros(2, 1))])
+def test_examples_without_a_loader_are_refused_with_the_way_to_one(data: Any) -> None:
+    with pytest.raises(BindError) as error:
+        as_stream(data, 0)
+    assert str(error.value) == (
+        f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}; a loader makes "
+        f"batches of it: DataLoader(dataset, batch_size=64)"
+    )
+    assert wrapping_hint("examples.csv") == wrapping_hint(3) == ""
 
 
 @pytest.mark.parametrize("kind", ["loader", "sampler", "stream"])

@@ -14,6 +14,7 @@ from curricle.training.setup.placement import (
     HOST,
     SingleDevice,
     find_placement,
+    indivisible,
     place_model,
 )
 from tests.parts import drawn
@@ -31,6 +32,30 @@ def test_the_clock_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_on_the_cpu_is_not_copied() -> None:
     batch = Batch(inputs=drawn(3, 2))
     assert HOST.part_of(batch) is batch
+
+
+@pytest.mark.parametrize(
+    ("examples", "group", "processes", "rule", "multiple"),
+    [
+        (64, 1, 3, "3 processes x 'gradient_accumulation_steps'", 66),
+        (64, 1, 7, "7 processes x 'gradient_accumulation_steps'", 70),
+        (
+            20,
+            4,
+            2,
+            "2 processes x 'gradient_accumulation_steps' x 4 examples of a group",
+            24,
+        ),
+    ],
+)
+def test_a_batch_that_processes_cannot_divide_is_named_with_the_next_size(
+    examples: int, group: int, processes: int, rule: str, multiple: int
+) -> None:
+    batch = Batch(inputs=drawn(examples, 2), group=group)
+    assert indivisible(batch, processes) == (
+        f"'batch_size' must be a multiple of {rule}, so that all compute on equally many examples; "
+        f"got micro-batches of {examples}; the next multiple has micro-batches of {multiple}"
+    )
 
 
 def test_a_batch_that_lies_elsewhere_is_moved() -> None:
