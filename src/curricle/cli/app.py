@@ -540,12 +540,21 @@ def _run(command: str, spec: "RunSpec", placing: Placing) -> None:
 def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
     """Return the command that continues an interrupted run, and its starting point."""
     line = again or shlex.join(["curricle", "resume", str(spec.folder)])
-    if spec.engine.save_every is None and not has_saved:
-        return (
-            f"'{line}' keeps finished runs and restarts the others, since the spec sets no "
-            f"'engine.save_every'"
-        )
-    return f"'{line}' resumes from the newest checkpoint"
+    reason = ""
+    if spec.engine.save_every is None:
+        reason = "the spec sets no 'engine.save_every'"
+    elif not again and not _has_checkpoint(spec.folder):
+        reason = "they have no checkpoint yet"
+    if has_saved or not reason:
+        return f"'{line}' resumes from the newest checkpoint"
+    return f"'{line}' keeps finished runs and restarts the others, since {reason}"
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Return whether a run in a folder, or below it, has a checkpoint."""
+    from curricle.training.loop.checkpoints import CHECKPOINTS
+
+    return any(any(checkpoints.iterdir()) for checkpoints in folder.rglob(CHECKPOINTS))
 
 
 def _compare_students(spec: "RunSpec", placing: Placing) -> None:

@@ -43,23 +43,34 @@ MOST_WAIT = 5.0
 """Seconds in which processes find out which of them are lost."""
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Backends of the group by the kind of processor."""
+NCCL_MARGIN = 60.0
+"""Seconds by which NCCL waits longer than gloo. Its watchdog aborts the process, which by then has
+named the lost one."""
 
 
 @final
 class ProcessGroup:
     """The group of this process."""
 
-    def __init__(self, store: Store | None, timeout: float) -> None:
+    def __init__(self, kind: str, store: Store | None, timeout: float) -> None:
         """Take the group that torch has.
 
         Args:
+            kind: `cpu` or `cuda`.
             store: Store in which processes note their ends; None for a group of the caller, whose
                 store is private.
             timeout: Seconds within which a process must answer.
         """
+        self.host: distributed.ProcessGroup | None = None
+        """Group of all processes for numbers of the host; None for that of torch."""
+        if kind == "cuda":
+            # That of the caller may exchange tensors of GPUs alone.
+            self.host = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self.store = store
         self.timeout = timeout
         """Seconds within which a process must answer."""
+        self.device_timeout = device_timeout(kind, timeout)
+        """Seconds that groups for tensors of models wait."""
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         # Not the group itself, whose threads end with the last reference to it.
         self._world = id(distributed.group.WORLD)
@@ -135,12 +146,11 @@ def joined(kind: str, timeout: float) -> ProcessGroup:
             own counts.
 
     Raises:
-        BindError: If there is no GPU for this process, or a group of the caller cannot exchange
-            tensors of the CPU.
+        BindError: If there is no GPU for this process.
     """
     if distributed.is_initialized():
-        _check_backends()
-        return _MADE[0] if _MADE and _MADE[0].is_open else ProcessGroup(None, timeout)
+        is_own = _MADE and _MADE[0].is_open
+        return _MADE[0] if is_own else ProcessGroup(kind, None, timeout)
     if kind == "cuda":
         _take_gpu()
     for name in READERS:
@@ -154,14 +164,24 @@ def joined(kind: str, timeout: float) -> ProcessGroup:
         store=PrefixStore("group", store),
         rank=rank,
         world_size=number,
-        timeout=timedelta(seconds=timeout),
+        timeout=timedelta(seconds=device_timeout(kind, timeout)),
     )
     if kind == "cpu":
         # A thread of gloo that outlives the interpreter can abort the end of the process, with exit
         # code 134.
         atexit.register(_leave_group)
-    _MADE[:] = [ProcessGroup(PrefixStore("curricle", store), timeout)]
+    _MADE[:] = [ProcessGroup(kind, PrefixStore("curricle", store), timeout)]
     return _MADE[0]
+
+
+def device_timeout(kind: str, timeout: float) -> float:
+    """Return the seconds that groups for tensors of models wait.
+
+    Args:
+        kind: `cpu` or `cuda`.
+        timeout: Seconds within which a process must answer.
+    """
+    return timeout + NCCL_MARGIN if kind == "cuda" else timeout
 
 
 def _take_gpu() -> None:
@@ -177,21 +197,6 @@ def _take_gpu() -> None:
             f"none of {gpus}; start as many processes as there are GPUs, or set device='cpu'"
         )
     torch.cuda.set_device(number)
-
-
-def _check_backends() -> None:
-    """Check that the group of the caller can exchange tensors of the CPU.
-
-    Raises:
-        BindError: If it cannot.
-    """
-    config = distributed.get_backend_config()
-    if "cpu:" not in config:
-        raise BindError(
-            f"the process group must exchange tensors of the CPU, too; got the backends "
-            f"{config!r}; make it by init_process_group('cpu:gloo,cuda:nccl'), or leave that to "
-            f"curricle"
-        )
 
 
 def _leave_group() -> None:

@@ -108,14 +108,15 @@ class Processes(Placement, ABC):
     def total(self, number: float) -> float:
         """Return the sum of a number over all processes, in float64."""
         summed = torch.tensor(number, dtype=torch.float64)
-        distributed.all_reduce(summed)
+        distributed.all_reduce(summed, group=self._group.host)
         return float(summed)
 
     def gathered(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return the items of all processes in the order of the sequence that was `shared`."""
         lists: list[Sequence[Item]] = [[] for _ in range(self._number)]
         # A tensor would arrive on the GPU of the process that has sent it.
-        distributed.all_gather_object(lists, tree_map_only(Tensor, Tensor.cpu, list(items)))
+        on_cpu = tree_map_only(Tensor, Tensor.cpu, list(items))
+        distributed.all_gather_object(lists, on_cpu, group=self._group.host)
         longest = max(map(len, lists))
         return [part[index] for index in range(longest) for part in lists if index < len(part)]
 
@@ -128,13 +129,14 @@ class Processes(Placement, ABC):
     def agreed(self, number: int | None) -> int | None:
         """Return the largest number that any process has; None if all have none."""
         largest = torch.tensor(-1 if number is None else number)
-        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX, group=self._group.host)
         return None if largest < 0 else int(largest)
 
     def of_first(self, item: Item) -> Item:
         """Return the item of the first process, which must be one that can be pickled."""
         items = [item]
-        distributed.broadcast_object_list(items, device=torch.device("cpu"))
+        device = torch.device("cpu")
+        distributed.broadcast_object_list(items, group=self._group.host, device=device)
         return items[0]
 
     def wait(self) -> None:

@@ -134,7 +134,7 @@ class FullyShard(Processes):
         self._mesh = (
             init_device_mesh(kind, (number,), mesh_dim_names=("share",))
             if replicas == 1
-            else _mesh(kind, replicas, number // replicas, timeout=self._group.timeout)
+            else _mesh(kind, replicas, number // replicas, timeout=self._group.device_timeout)
         )
 
     @contextmanager

@@ -157,7 +157,7 @@ def test_the_holder_of_the_store_leaves_after_the_others(monkeypatch: pytest.Mon
 def test_runs_of_all_placements_have_the_group_that_the_first_has_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = ProcessGroup(HashStore(), 3.0)
+    made = ProcessGroup("cpu", HashStore(), 3.0)
     monkeypatch.setattr(process_group, "_MADE", [made])
     assert joined("cpu", 20.0) is made
     assert joined("cpu", 20.0).timeout == 3.0
@@ -166,12 +166,15 @@ def test_runs_of_all_placements_have_the_group_that_the_first_has_made(
     assert joined("cpu", 20.0).store is None
 
 
-def test_a_group_of_the_caller_that_exchanges_no_tensors_of_the_cpu_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(distributed, "get_backend_config", lambda: "cuda:nccl")
-    with pytest.raises(BindError, match=r"got the backends 'cuda:nccl'; make it by"):
-        joined("cuda", 20.0)
+def test_numbers_of_the_host_have_a_group_of_their_own_beside_gpus() -> None:
+    assert joined("cpu", 20.0).host is None
+    host = joined("cuda", 20.0).host
+    assert host is not None
+    assert host is not distributed.group.WORLD
+    assert distributed.get_backend(host) == "gloo"
+    number = torch.ones(())
+    distributed.all_reduce(number, group=host)
+    assert number == 1.0
 
 
 def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
