@@ -18,51 +18,56 @@ from pydantic_core import ErrorDetails
 
 from curricle.errors import close_names, near_names
 
-SHOULD = "input should be "
+MUST_BE = "must be "
 """Begin of the rules of types and ranges."""
-INTEGER = f"{SHOULD}a valid integer"
-NUMBER = f"{SHOULD}a valid number"
-TEXT = f"{SHOULD}a valid string"
-MAPPING = f"{SHOULD}a mapping"
-LIST = f"{SHOULD}a list"
-FLAG = f"{SHOULD}true or false"
-OTHERWISE = f"{SHOULD}of another kind"
+MUST_HAVE = "must have "
+"""Begin of the rules of lengths."""
+KINDS = MappingProxyType({"character": "a string", "item": "a list", "field": "a mapping"})
+"""Types that have a length, by the unit of the length."""
+INTEGER = f"{MUST_BE}an integer"
+NUMBER = f"{MUST_BE}a number"
+TEXT = f"{MUST_BE}a string"
+MAPPING = f"{MUST_BE}a mapping"
+LIST = f"{MUST_BE}a list"
+FLAG = f"{MUST_BE}true or false"
+GIVEN = "must be given"
+OTHERWISE = f"{MUST_BE}of another kind"
 """Rule for a type of error that no field of ours raises."""
 NO_FLAG = "no_flag"
 """Type of the error of `values` for true or false in the place of a number."""
 RULES = MappingProxyType(
     {
-        NO_FLAG: f"{SHOULD}a number, not true or false",
-        "missing": "field required",
-        "missing_argument": "argument required",
-        "missing_keyword_only_argument": "argument required",
-        "missing_positional_only_argument": "argument required",
-        "multiple_argument_values": "argument should be there once",
-        "unexpected_positional_argument": "argument should be passed by name",
-        "unexpected_keyword_argument": "argument does not exist",
-        "extra_forbidden": "field does not exist",
-        "invalid_key": "name should be a valid string",
-        "recursion_loop": "input should not contain itself",
-        "none_required": f"{SHOULD}null",
+        NO_FLAG: f"{MUST_BE}a number, not true or false",
+        "missing": GIVEN,
+        "missing_argument": GIVEN,
+        "missing_keyword_only_argument": GIVEN,
+        "missing_positional_only_argument": GIVEN,
+        "multiple_argument_values": "must be given once",
+        "unexpected_positional_argument": "must be passed by name",
+        "unexpected_keyword_argument": "is not an argument",
+        "extra_forbidden": "is not a field",
+        "invalid_key": "must have a string as its name",
+        "recursion_loop": "must not contain itself",
+        "none_required": f"{MUST_BE}null",
         "bool_parsing": FLAG,
         "bool_type": FLAG,
         "int_parsing": INTEGER,
         "int_type": INTEGER,
         "int_from_float": INTEGER,
-        "int_parsing_size": f"{SHOULD}an integer of fewer digits",
+        "int_parsing_size": f"{MUST_BE}an integer of fewer digits",
         "float_parsing": NUMBER,
         "float_type": NUMBER,
-        "finite_number": f"{SHOULD}a finite number",
-        "greater_than": f"{SHOULD}greater than {{gt}}",
-        "greater_than_equal": f"{SHOULD}greater than or equal to {{ge}}",
-        "less_than": f"{SHOULD}less than {{lt}}",
-        "less_than_equal": f"{SHOULD}less than or equal to {{le}}",
-        "multiple_of": f"{SHOULD}a multiple of {{multiple_of}}",
+        "finite_number": f"{MUST_BE}a finite number",
+        "greater_than": f"{MUST_BE}greater than {{gt}}",
+        "greater_than_equal": f"{MUST_BE}greater than or equal to {{ge}}",
+        "less_than": f"{MUST_BE}less than {{lt}}",
+        "less_than_equal": f"{MUST_BE}less than or equal to {{le}}",
+        "multiple_of": f"{MUST_BE}a multiple of {{multiple_of}}",
         "string_type": TEXT,
         "string_unicode": TEXT,
-        "string_not_ascii": "string should hold ASCII characters only",
-        "literal_error": f"{SHOULD}{{expected}}",
-        "enum": f"{SHOULD}{{expected}}",
+        "string_not_ascii": "must hold ASCII characters only",
+        "literal_error": f"{MUST_BE}{{expected}}",
+        "enum": f"{MUST_BE}{{expected}}",
         "dict_type": MAPPING,
         "mapping_type": MAPPING,
         "dataclass_type": MAPPING,
@@ -74,16 +79,19 @@ RULES = MappingProxyType(
         "set_type": LIST,
         "frozen_set_type": LIST,
         "iterable_type": LIST,
-        "is_instance_of": f"{SHOULD}of class {{class}}",
-        "is_subclass_of": f"{SHOULD}a class derived from {{class}}",
-        "callable_type": f"{SHOULD}a function",
+        "is_instance_of": f"{MUST_BE}of class {{class}}",
+        "is_subclass_of": f"{MUST_BE}a class derived from {{class}}",
+        "callable_type": f"{MUST_BE}a function",
     }
 )
 """Rule by type of error; braces hold its numbers and names."""
 PLAIN_NAME = r"^[\w+-][\w.+-]*$"
 """Pattern of names that become folders."""
 PATTERNS = MappingProxyType(
-    {PLAIN_NAME: f"{SHOULD}letters, digits, '_', '+', '-' and, after the first character, '.'"}
+    {
+        PLAIN_NAME: f"{MUST_BE}made of letters, digits, '_', '+', '-' and, after the first "
+        f"character, '.'"
+    }
 )
 """Rule by pattern of a text."""
 # Names of kinds and choices have no quotes inside.
@@ -102,10 +110,12 @@ def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
     place = _path(first, data)
     path = ".".join(filter(None, [prefix, place]))
     if first["type"] == "union_tag_not_found":
-        return f"{'.'.join(filter(None, [path, 'kind']))!r}: field required"
-    where, rule = f"{path!r}: " if path else "", _rule(first)
+        return f"{'.'.join(filter(None, [path, 'kind']))!r} {GIVEN}"
+    rule = _rule(first)
     if first["type"] in ("value_error", "assertion_error", "union_tag_invalid"):
-        return f"{where}{rule}"
+        # Rules of our own begin with their subject, or have that of the path.
+        colon = "" if rule.startswith("must ") else ":"
+        return f"{path!r}{colon} {rule}" if path else rule
     # A field of several types breaks the rule of each; a name and its value are judged apart.
     choices = [
         _choice(detail)
@@ -114,7 +124,8 @@ def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
     ]
     rule = " or ".join(dict.fromkeys([rule, *choices]))
     got = "" if first["type"].startswith("missing") else f"; got {short(_actual(first))}"
-    return f"{where}{rule}{got}{_remedy([first, *further], data)}"
+    subject = repr(path) if path else "input"
+    return f"{subject} {rule}{got}{_remedy([first, *further], data)}"
 
 
 def short(item: object, max_length: int = 80) -> str:
@@ -134,7 +145,7 @@ def _rule(error: ErrorDetails) -> str:
     if kind in ("too_short", "too_long", "string_too_short", "string_too_long"):
         return _length_rule(error["input"], numbers)
     if kind == "string_pattern_mismatch":
-        return PATTERNS.get(numbers["pattern"], f"{SHOULD}of the form {numbers['pattern']}")
+        return PATTERNS.get(numbers["pattern"], f"{MUST_BE}of the form {numbers['pattern']}")
     rule = RULES.get(kind, OTHERWISE)
     return rule.format_map({name: _bound(number) for name, number in numbers.items()})
 
@@ -150,10 +161,10 @@ def _length_rule(items: object, numbers: Mapping[str, object]) -> str:
     bound = numbers["min_length" if is_minimum else "max_length"]
     limit, plural = f"at {'least' if is_minimum else 'most'} {bound}", "" if bound == 1 else "s"
     if isinstance(items, str):
-        return f"string should have {limit} character{plural}"
-    name, item = ("mapping", "field") if isinstance(items, Mapping) else ("list", "item")
+        return f"{MUST_HAVE}{limit} character{plural}"
+    item = "field" if isinstance(items, Mapping) else "item"
     length = f" and has {len(items)}" if isinstance(items, Sequence | Mapping) else ""
-    return f"{name} should have {limit} {item}{plural}{length}"
+    return f"{MUST_HAVE}{limit} {item}{plural}{length}"
 
 
 def _bound(number: object) -> object:
@@ -163,8 +174,11 @@ def _bound(number: object) -> object:
 
 def _choice(error: ErrorDetails) -> str:
     """Return the rule of one of several types as the end of a sentence on all of them."""
-    rule = _rule(error).partition("; got ")[0].removeprefix(SHOULD)
-    return re.sub(r"^(string|list|mapping) should have ", r"a \1 of ", rule)
+    rule = _rule(error).partition("; got ")[0].removeprefix(MUST_BE)
+    if not rule.startswith(MUST_HAVE):
+        return rule
+    length = rule.removeprefix(MUST_HAVE)
+    return f"{next(kind for unit, kind in KINDS.items() if unit in length)} of {length}"
 
 
 def _is_of_name(error: ErrorDetails) -> bool:

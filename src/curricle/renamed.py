@@ -176,7 +176,7 @@ def known_fields(cls: type[Fields]) -> type[Fields]:
                     raise SpecError(f"{cls.__name__!r}: {name!r} is not a field; {hint}") from None
             for name in required:
                 if name not in fields:
-                    raise SpecError(f"{f'{cls.__name__}.{name}'!r}: field required") from None
+                    raise SpecError(f"{f'{cls.__name__}.{name}'!r} must be given") from None
             raise
 
     cls.__init__ = checked_init  # type: ignore[method-assign]

@@ -39,7 +39,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from curricle.errors import SpecError, reason
-from curricle.field_errors import NO_FLAG, RULES, SHOULD, sentence, short
+from curricle.field_errors import MUST_BE, NO_FLAG, RULES, sentence, short
 from curricle.renamed import name_hint
 from curricle.yaml_specs import MOST_CHARACTERS, Document, from_yaml, kind_of
 
@@ -67,7 +67,7 @@ def _one_line(text: str) -> str:
         SpecError: If it holds a line end or another control character.
     """
     if not text.isprintable():
-        raise SpecError(f"{SHOULD}one line of printable characters; got {short(text)}")
+        raise SpecError(f"{MUST_BE}one line of printable characters; got {short(text)}")
     return text
 
 
@@ -132,7 +132,7 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
                 raise SpecError(f"{name!r} is not an argument; {name_hint(name, names)}")
         try:
             for name in _flags(kwargs, numbers):
-                raise SpecError(f"{name!r}: {RULES[NO_FLAG]}; got {short(kwargs[name])}")
+                raise SpecError(f"{name!r} {RULES[NO_FLAG]}; got {short(kwargs[name])}")
             return validated(*args, **kwargs)
         except ValidationError as error:
             raise SpecError(sentence(error, kwargs)) from None

@@ -853,6 +853,6 @@ def test_it_survives_plain_data_inside_a_stage(case: Case) -> None:
 def test_its_weight_is_positive(case: Case, weight: float) -> None:
     kind = type(case.objective)
     with pytest.raises(
-        SpecError, match=rf"'{kind.__name__}.weight': input should be greater than 0; got {weight}"
+        SpecError, match=rf"'{kind.__name__}.weight' must be greater than 0; got {weight}"
     ):
         kind(**plain(case.objective) | {"weight": weight})

@@ -20,9 +20,9 @@ CopyRun = Callable[..., Path]
 DECLARED = {
     "unknown field": ("task.batch_sice=5", "'task': 'batch_sice' is not a field; did you mean 'ba"),
     "unknown top field": ("optimize={}", "'optimize' is not a field; did you mean 'optimizer'?"),
-    "wrong type": ("task.batch_size=many", "'task.batch_size': input should be a valid integer"),
-    "wrong sign": ("task.batch_size=-1", "'task.batch_size': input should be greater than 0; got"),
-    "not finite": ("optimizer.learning_rate=.nan", "'optimizer.learning_rate': input should be a"),
+    "wrong type": ("task.batch_size=many", "'task.batch_size' must be an integer"),
+    "wrong sign": ("task.batch_size=-1", "'task.batch_size' must be greater than 0; got"),
+    "not finite": ("optimizer.learning_rate=.nan", "'optimizer.learning_rate' must be a"),
     "unknown kind": (
         "optimizer.kind=adm",
         "'optimizer': 'adm' is not a kind; did you mean 'adamw'?",
@@ -33,7 +33,7 @@ DECLARED = {
     ),
     "unknown argument": ("curriculum.pears=3", "'pears' is not an argument of extraction; did you"),
     "zero duration": ("teacher.total=0 steps", "'teacher.total': a duration must be a positive"),
-    "zero budget": ("budget=0 steps", "'budget': input should be greater than 0; got 0"),
+    "zero budget": ("budget=0 steps", "'budget' must be greater than 0; got 0"),
     "short budget": ("budget=1 steps", "'total' 1 steps must be longer than the stages before the"),
     "dear budget": ("budget=1 flops", "'budget' 1 flops must pay for every stage"),
     "no budget": ("budget=null", "'budget' must be in the spec for 'curricle distill'"),
@@ -56,7 +56,7 @@ DECLARED = {
         "'teacher' checkpoint must be one of [10, 20]; got 17",
     ),
     "model of another task": ("student={kind: hf, model_type: bert}", "must be 'mlp' for the task"),
-    "no device": ("engine.device=tpu", "'engine.device': input should be 'auto', 'cpu' or 'cuda'"),
+    "no device": ("engine.device=tpu", "'engine.device' must be 'auto', 'cpu' or 'cuda'"),
     "parity": ("task.degree=9", "'degree' must lie between 1 and 'num_inputs' 8; got 9"),
     "gradient_accumulation_steps": (
         "engine.gradient_accumulation_steps=3",
@@ -70,10 +70,10 @@ DECLARED = {
         "optimizer.schedule={floor: 0.1}",
         "'optimizer.schedule': 'floor' has no effect with decay='constant'; choose",
     ),
-    "empty folder name": ("output_dir=", "'output_dir': string should have at least 1 character"),
+    "empty folder name": ("output_dir=", "'output_dir' must have at least 1 character"),
     "override without value": ("budget", "'budget' must have the form path=value"),
     "override of no YAML": ("seeds=[0", "'seeds' must be set to a value in YAML; got '[0'"),
-    "override below a field": ("seed.x=1", "'seed': input should be a valid integer; got {'x': 1}"),
+    "override below a field": ("seed.x=1", "'seed' must be an integer; got {'x': 1}"),
     "override past the end": ("seeds.9=1", "'seeds.9' must number one of 2 items; got '9'"),
     "override below a number": ("task.degree.x=1", "'task.degree.x' cannot be set: its parent has"),
 }
@@ -98,7 +98,7 @@ TEXTS = {
     "field of the family": ("student.config.hiden_size=8", "did you mean 'hidden_size'"),
     "no corpus": ("task.corpus=nowhere", "'--set task.corpus=sample' takes the shipped text"),
     "no corpus in the list": ("task.corpus=[]", "'corpus' must name at least one text; got ()"),
-    "corpus of fields": ("task.corpus={a: 1}", "'task.corpus': input should be a valid string"),
+    "corpus of fields": ("task.corpus={a: 1}", "'task.corpus' must be a string"),
     "empty text": (
         "task.corpus=empty.txt",
         "split 'train' of 'empty.txt' must hold text; it is em",
@@ -109,8 +109,8 @@ TEXTS = {
         "split 'valid' of corpus 'short.txt': the text must hold at least one window of 16 tokens",
     ),
     "no room for bytes": ("task.vocabulary_size=100", "'vocabulary_size' must be at least 260"),
-    "one token": ("task.window=1", "'task.window': input should be greater than 1; got 1"),
-    "masking": ("task.masking.rate=2", "'task.masking.rate': input should be less than or equal"),
+    "one token": ("task.window=1", "'task.window' must be greater than 1; got 1"),
+    "masking": ("task.masking.rate=2", "'task.masking.rate' must be less than or equal"),
     "cache": ("cache_dir=empty.txt", "cannot be written: File exists ('empty.txt')"),
     "no pretrained model": (
         "student={kind: pretrained, path: nowhere}",
@@ -180,7 +180,7 @@ def test_every_verb_refuses_an_empty_text(
         ("a: [1", "spec.yaml' is not YAML"),
         ("- 1", "spec.yaml' must hold named fields, which docs/spec.md lists; got a list"),
         ("", "spec.yaml' is empty; it must hold named fields, which docs/spec.md lists"),
-        ("seed: 1", "'output_dir': field required"),
+        ("seed: 1", "'output_dir' must be given"),
     ],
 )
 def test_a_file_that_is_no_spec_is_told(

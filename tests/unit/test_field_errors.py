@@ -179,20 +179,20 @@ def test_whatever_stands_in_a_spec_the_sentence_begins_with_its_field(
 @pytest.mark.parametrize(
     ("path", "new", "expected"),
     [
-        ("task.num_inputs", "many", r"^'task\.num_inputs': input should be a valid integer; got '"),
+        ("task.num_inputs", "many", r"^'task\.num_inputs' must be an integer; got '"),
         (
             "task.num_inputs",
             2.5,
-            r"^'task\.num_inputs': input should be a valid integer; got 2\.5$",
+            r"^'task\.num_inputs' must be an integer; got 2\.5$",
         ),
-        ("task.num_inputs", "5" * 5000, r"should be an integer of fewer digits; got '5{76}\.\.\.$"),
+        ("task.num_inputs", "5" * 5000, r"must be an integer of fewer digits; got '5{76}\.\.\.$"),
         (
             "task.num_inputs",
             True,
-            r"^'task\.num_inputs': .* a number, not true or false; got True$",
+            r"^'task\.num_inputs' .* a number, not true or false; got True$",
         ),
         ("optimizer.learning_rate", 1e39, r"be less than or equal to 34028\d+; got 1e\+39$"),
-        ("seeds", [], r"^'seeds': list should have at least 1 item and has 0; got \[\]$"),
+        ("seeds", [], r"^'seeds' must have at least 1 item and has 0; got \[\]$"),
         (
             "engine.device",
             "cdua",
@@ -203,14 +203,14 @@ def test_whatever_stands_in_a_spec_the_sentence_begins_with_its_field(
         (
             "strategies.a/b",
             {"curriculum": {"kind": "one_shot"}},
-            r"be letters, digits, '_', '\+', '-' and, after the first character, '\.'; got 'a/b'$",
+            r"be made of letters, digits, '_', '\+', '-' and, after the .*, '\.'; got 'a/b'$",
         ),
         (
             "student",
             {"kind": "mlp", 3: 1},
             "^'student': '3' is not a field; available: 'kind', 'widths', 'axes'$",
         ),
-        ("strategies", {":": None}, r"^'strategies\.:': .* the first character, '\.'; got ':'$"),
+        ("strategies", {":": None}, r"^'strategies\.:' .* the first character, '\.'; got ':'$"),
         ("report_to", [["wandb"]], r"must name trackers; got \['wandb'\]; did you mean 'wandb'\?"),
     ],
 )
@@ -232,13 +232,13 @@ class Foreign(BaseModel):
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"name": "x"}, "'name': input should be of the form ^[a-c]+$; got 'x'"),
-        ({"name": "a", "size": 6}, "'size': input should be a multiple of 4; got 6"),
+        ({"name": "x"}, "'name' must be of the form ^[a-c]+$; got 'x'"),
+        ({"name": "a", "size": 6}, "'size' must be a multiple of 4; got 6"),
         (
             {"name": "a", "mode": "col"},
-            "'mode': input should be 'row' or 'column'; got 'col'; did you mean 'column'?",
+            "'mode' must be 'row' or 'column'; got 'col'; did you mean 'column'?",
         ),
-        ({}, "'name': field required"),
+        ({}, "'name' must be given"),
     ],
 )
 def test_types_that_are_not_ours_have_sentences_as_well(data: object, expected: str) -> None:

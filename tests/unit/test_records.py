@@ -213,7 +213,7 @@ def test_a_complete_line_that_is_no_record_is_told_with_its_number(
 
 
 def test_a_loss_that_is_no_number_is_no_record() -> None:
-    with pytest.raises(SpecError, match=r"^'StepRecord\.loss': input should be a finite number"):
+    with pytest.raises(SpecError, match=r"^'StepRecord\.loss' must be a finite number"):
         StepRecord(stage="a", loss=float("nan"), terms={}, learning_rate=0.1, usage=SPENT)
 
 

@@ -226,7 +226,7 @@ class Sides:
             ),
         ),
         ((), {"share": 2}, "'Sides': 'share' is not a field; it is now named 'layer_fraction'"),
-        ((), {"number": 2}, "'Sides.layer_fraction': field required"),
+        ((), {"number": 2}, "'Sides.layer_fraction' must be given"),
     ],
     ids=["position", "unknown", "renamed", "missing"],
 )

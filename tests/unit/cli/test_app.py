@@ -67,8 +67,7 @@ def test_a_users_mistake_is_one_line_and_ends_with_two(
     [
         (
             ["--set", "engine.save_every=9"],
-            "'curricle resume runs/demo' keeps finished runs and restarts the others, since they "
-            "have no checkpoint yet",
+            "'curricle resume runs/demo' keeps finished runs and restarts the others, since they",
         ),
         ([], "'curricle resume runs/demo' keeps finished runs and restarts the others, since"),
     ],

@@ -60,5 +60,5 @@ def test_a_spec_sets_the_loss_and_the_price_of_labels() -> None:
 
 
 def test_labels_that_cost_as_much_as_a_teacher_have_no_price() -> None:
-    with pytest.raises(SpecError, match=r"'PricedLabels.price': input should be greater than 1"):
+    with pytest.raises(SpecError, match=r"'PricedLabels.price' must be greater than 1"):
         PricedLabels(price=1)

@@ -75,7 +75,7 @@ def test_the_objective_of_the_layers_is_named_or_given_by_its_fields(
     ("objective", "sentence"),
     [
         ("logits", r"^'layer_objective': 'logits' is not a kind; .*'hidden', 'cka', 'procrustes'"),
-        ({"heads": 2}, r"^'layer_objective': 'kind': field required"),
+        ({"heads": 2}, r"^'layer_objective': 'kind' must be given"),
         ({"kind": "cka", "head": 2}, r"^'layer_objective': .*'head' is not a field"),
         (
             {"kind": "cka", "pair": {"student": 1, "teacher": 1}},

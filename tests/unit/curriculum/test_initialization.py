@@ -110,7 +110,7 @@ def test_a_name_that_no_start_has_is_answered_by_what_each_sets() -> None:
     with pytest.raises(SpecError) as error:
         one_shot(total="9 steps", init="embeddings")
     assert str(error.value) == (
-        "'init': must be one of 'random' (the embeddings alone), 'principal' (the embeddings "
+        "'init' must be one of 'random' (the embeddings alone), 'principal' (the embeddings "
         "alone), 'selection' (the embeddings alone), 'least_squares' (embeddings, blocks and head),"
         " 'guide' (the embeddings and the first block), 'auto' (the first that fits of "
         "least_squares, random and principal); got 'embeddings'"

@@ -32,13 +32,13 @@ def test_a_stage_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("field", "wrong", "sentence"),
     [
-        ("name", "", "'Stage.name': string should have at least 1 character; got ''"),
-        ("objectives", (), r"'Stage.objectives': list should have at least 1 item .*; got \(\)"),
-        ("learning_rate_scale", 0, "'Stage.learning_rate_scale': .* greater than 0; got 0"),
-        ("trainable", "some", "'Stage.trainable': .* 'reached', 'new' or 'all'; got 'some'"),
-        ("optimizer_state", "drop", "'Stage.optimizer_state': .*; got 'drop'"),
-        ("schedule", "mine", "'Stage.schedule': .*; got 'mine'"),
-        ("teacher", "best", "'Stage.teacher': .*; got 'best'"),
+        ("name", "", "'Stage.name' must have at least 1 character; got ''"),
+        ("objectives", (), r"'Stage.objectives' must have at least 1 item .*; got \(\)"),
+        ("learning_rate_scale", 0, "'Stage.learning_rate_scale' .* greater than 0; got 0"),
+        ("trainable", "some", "'Stage.trainable' .* 'reached', 'new' or 'all'; got 'some'"),
+        ("optimizer_state", "drop", "'Stage.optimizer_state' .*; got 'drop'"),
+        ("schedule", "mine", "'Stage.schedule' .*; got 'mine'"),
+        ("teacher", "best", "'Stage.teacher' .*; got 'best'"),
         ("durations", 1, "'durations' is not a field; did you mean 'duration'"),
     ],
 )
@@ -48,7 +48,7 @@ def test_a_wrong_field_is_named(field: str, wrong: object, sentence: str) -> Non
 
 
 def test_a_curriculum_needs_a_stage() -> None:
-    with pytest.raises(SpecError, match=r"'Curriculum.stages': .*at least 1 item"):
+    with pytest.raises(SpecError, match=r"'Curriculum.stages' .*at least 1 item"):
         Curriculum(name="empty", stages=())
 
 

@@ -244,7 +244,7 @@ def test_durations_are_in_the_unit_of_the_total() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_is_neither_nothing_nor_all(share: float) -> None:
-    with pytest.raises(SpecError, match=rf"^'layer_fraction': .*; got {share}$"):
+    with pytest.raises(SpecError, match=rf"^'layer_fraction' .*; got {share}$"):
         extraction(total=steps(10), layer_fraction=share)
 
 
@@ -438,7 +438,7 @@ def test_labels_beside_values_are_fitted_by_their_squared_error() -> None:
 
 
 def test_one_shot_refuses_a_negative_weight_of_the_labels() -> None:
-    with pytest.raises(SpecError, match="'label_weight': input should be greater than or equal"):
+    with pytest.raises(SpecError, match="'label_weight' must be greater than or equal"):
         one_shot(total=steps(10), label_weight=-1)
 
 
@@ -475,7 +475,7 @@ def test_written_stages_add_up_to_the_total() -> None:
 
 
 def test_written_stages_are_not_empty() -> None:
-    with pytest.raises(SpecError, match=r"^'stages': list should have at least 1 item"):
+    with pytest.raises(SpecError, match=r"^'stages' must have at least 1 item"):
         staged(total=steps(10), stages=())
 
 

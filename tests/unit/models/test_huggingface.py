@@ -142,7 +142,7 @@ def test_what_transformers_refuses_is_told(family: str, given: dict[str, Any], r
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"'HuggingFaceSpec.head': input should be 'masked_lm', "):
+    with pytest.raises(SpecError, match=r"'HuggingFaceSpec.head' must be 'masked_lm', "):
         HuggingFaceSpec(model_type="bert", head="classes")  # type: ignore[arg-type]
 
 

@@ -74,8 +74,8 @@ def test_a_spec_survives_plain_data() -> None:
 @pytest.mark.parametrize(
     ("widths", "sentence"),
     [
-        ((), r"'MLPSpec.widths': list should have at least 1 item .*; got \(\)"),
-        ((3, 0), r"'MLPSpec.widths.1': input should be greater than 0; got 0"),
+        ((), r"'MLPSpec.widths' must have at least 1 item .*; got \(\)"),
+        ((3, 0), r"'MLPSpec.widths.1' must be greater than 0; got 0"),
     ],
 )
 def test_widths_are_positive(widths: tuple[int, ...], sentence: str) -> None:
@@ -84,7 +84,7 @@ def test_widths_are_positive(widths: tuple[int, ...], sentence: str) -> None:
 
 
 def test_a_network_of_too_many_layers_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"'MLPSpec.widths': list should have at most 1000 items"):
+    with pytest.raises(SpecError, match=r"'MLPSpec.widths' must have at most 1000 items"):
         MLPSpec(widths=(2,) * 1001)
 
 

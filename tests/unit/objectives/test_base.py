@@ -65,7 +65,7 @@ def test_other_things_are_no_objectives(other: object) -> None:
 )
 def test_a_weight_that_overflows_gradients_is_refused(build: Callable[[float], object]) -> None:
     build(MOST_WEIGHT)
-    with pytest.raises(SpecError, match=r"weight': .* 1000000; got 1e\+30"):
+    with pytest.raises(SpecError, match=r"weight' .* 1000000; got 1e\+30"):
         build(1e30)
 
 

@@ -71,10 +71,10 @@ def test_shipped_objectives_are_named_by_kind(data: dict[str, Any], expected: ob
             {"kind": "hiden"},
             r"'hiden' is not a kind; did .*: 'hidden', 'logits', 'paired_logits', 'embeddings'",
         ),
-        ({"weight": 1}, r"kind': field required"),
-        ("labels", r"input should be a mapping"),
-        (Own, r"input should be a mapping; got <class "),
-        (LabelLoss, r"input should be a mapping; got <class "),
+        ({"weight": 1}, r"kind' must be given"),
+        ("labels", r"must be a mapping"),
+        (Own, r"must be a mapping; got <class "),
+        (LabelLoss, r"must be a mapping; got <class "),
         ({"kind": "labels", "weigh": 1}, r"'weigh' is not a field; did you mean 'weight'\?"),
     ],
     ids=["kind", "no kind", "text", "own class", "shipped class", "field"],
@@ -109,5 +109,5 @@ def test_stages_with_objects_of_the_user_are_told_apart() -> None:
 
 def test_an_object_of_the_user_is_not_read_back() -> None:
     data = plain(stage(Own()))
-    with pytest.raises(SpecError, match=r"kind': field required"):
+    with pytest.raises(SpecError, match=r"kind' must be given"):
         parse(Stage, data)

@@ -69,13 +69,13 @@ def test_jsd_is_balanced_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, -1.0])
 def test_jsd_refuses_a_beta_at_or_below_zero(beta: float) -> None:
-    sentence = f"'JSD.beta': input should be greater than 0; got {beta}"
+    sentence = f"'JSD.beta' must be greater than 0; got {beta}"
     with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
         JSD(beta=beta)
 
 
 def test_jsd_refuses_a_beta_of_one() -> None:
-    sentence = "'JSD.beta': input should be less than 1; got 1.0"
+    sentence = "'JSD.beta' must be less than 1; got 1.0"
     with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
         JSD(beta=1.0)
 

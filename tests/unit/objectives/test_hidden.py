@@ -376,9 +376,9 @@ def test_a_learned_projection_is_said_with_its_shape() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"weight": 0.0}, r"^'MatchHidden.weight': input should be greater than 0; got 0.0$"),
-        ({"normalize": "batch"}, r"^'MatchHidden.normalize': input should be 'auto', 'none', "),
-        ({"positions": "some"}, r"^'MatchHidden.positions': input should be 'all' or 'selected'"),
+        ({"weight": 0.0}, r"^'MatchHidden.weight' must be greater than 0; got 0.0$"),
+        ({"normalize": "batch"}, r"^'MatchHidden.normalize' must be 'auto', 'none', "),
+        ({"positions": "some"}, r"^'MatchHidden.positions' must be 'all' or 'selected'"),
         ({"projection": {"kind": "drawn"}}, r"^'MatchHidden.projection': 'drawn' is not a kind; "),
         (
             {"shared_projection": True, "projection": Learned()},

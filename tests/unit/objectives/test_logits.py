@@ -265,15 +265,15 @@ def test_the_state_of_a_teacher_is_needed_to_match_logits() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"weight": -1.0}, r"^'MatchLogits.weight': input should be greater than 0; got -1.0$"),
-        ({"student_temperature": 0.0}, r"^'MatchLogits.student_temperature': input should be gr"),
-        ({"teacher_temperature": -1.0}, r"^'MatchLogits.teacher_temperature': input should be gr"),
+        ({"weight": -1.0}, r"^'MatchLogits.weight' must be greater than 0; got -1.0$"),
+        ({"student_temperature": 0.0}, r"^'MatchLogits.student_temperature' must be gr"),
+        ({"teacher_temperature": -1.0}, r"^'MatchLogits.teacher_temperature' must be gr"),
         (
             {"divergence": ReverseKL(), "teacher_temperature": 0.0},
             r"'teacher_temperature' must be positive for 'reverse_kl', which is infinite for ",
         ),
         ({"student_temperature": 1e-40}, r"'student_temperature' must be finite and at least "),
-        ({"scale": "squared"}, r"^'MatchLogits.scale': input should be 'none' or 'temperature_sq"),
+        ({"scale": "squared"}, r"^'MatchLogits.scale' must be 'none' or 'temperature_sq"),
         ({"divergence": {"kind": "hinge"}}, r"^'MatchLogits.divergence': 'hinge' is not a kind; "),
     ],
     ids=["weight", "cold student", "cold teacher", "infinite", "tiny", "scale", "divergence"],

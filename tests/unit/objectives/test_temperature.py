@@ -259,9 +259,9 @@ def test_it_is_said_with_range_and_weights() -> None:
             {"hidden": 8},
             r"'hidden' has no effect with variant 'global', .*\(got 8\)$",
         ),
-        ({"ramp": 0.0}, r"'LearnedTemperature.ramp': input should be greater than 0; got 0\.0$"),
-        ({"least_temperature": 0}, r"'LearnedTemperature.least_temperature': input should be"),
-        ({"variant": "local"}, r"'LearnedTemperature.variant': input should be 'global' or 'ins"),
+        ({"ramp": 0.0}, r"'LearnedTemperature.ramp' must be greater than 0; got 0\.0$"),
+        ({"least_temperature": 0}, r"'LearnedTemperature.least_temperature' must be"),
+        ({"variant": "local"}, r"'LearnedTemperature.variant' must be 'global' or 'ins"),
     ],
     ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
 )

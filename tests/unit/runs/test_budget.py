@@ -111,7 +111,7 @@ def test_a_fraction_of_an_epoch_is_an_exact_length() -> None:
 )
 def test_a_text_that_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(
-        SpecError, match=r"a budget must read like '1500 steps', '2.5M examples'|input should be"
+        SpecError, match=r"a budget must read like '1500 steps', '2.5M examples'|must be"
     ):
         parse(AnyBudget, text)
 

@@ -162,7 +162,7 @@ def test_models_without_a_common_part_are_refused() -> None:
 
 
 def test_a_name_that_no_start_has_is_refused() -> None:
-    sentence = r"^'init': must be one of 'random' \(the embeddings alone\), .*; got 'least_square'$"
+    sentence = r"^'init' must be one of 'random' \(the embeddings alone\), .*; got 'least_square'$"
     with pytest.raises(SpecError, match=sentence):
         curricle.one_shot(total="4 steps", init="least_square")
 

@@ -51,7 +51,8 @@ def distilled(folder: Path | None, number: int, place: str) -> object:
     teacher = signaling_model(number, 1) if place == "binding" else mlp(16, 12, seed=1)
     return curricle.distill(
         mlp(16, 8), teacher, curricle.one_shot(total="2 steps"), parity(),
-        evaluation=held_out(number, place), output_dir=folder, settings=CPU, resume=True,
+        evaluation=held_out(number, place), output_dir=folder, settings=CPU,
+        resume=folder is not None,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def test_a_learning_rate_is_a_number_in_float32(kind: type[SGD] | type[AdamW]) -
     # The largest one is (2 - 2 ** -23) * 2 ** 127, about 3.4e38.
     assert kind(learning_rate=3.4e38).learning_rate == 3.4e38
     with pytest.raises(
-        SpecError, match=r"learning_rate': .* less than or equal to 34028.*; got 1e\+40"
+        SpecError, match=r"learning_rate' .* less than or equal to 34028.*; got 1e\+40"
     ):
         kind(learning_rate=1e40)
 
@@ -88,7 +88,7 @@ def test_a_floor_is_where_a_decay_ends() -> None:
 
 @pytest.mark.parametrize(("field", "wrong"), [("warmup", 1.0), ("warmup", -0.1), ("floor", 1.5)])
 def test_a_schedule_stays_in_its_range(field: str, wrong: float) -> None:
-    with pytest.raises(SpecError, match=rf"^'Schedule\.{field}': .*; got {wrong}$"):
+    with pytest.raises(SpecError, match=rf"^'Schedule\.{field}' .*; got {wrong}$"):
         Schedule(**{field: wrong})  # type: ignore[arg-type]
 
 
@@ -179,7 +179,7 @@ def test_an_empty_group_is_left_out() -> None:
 
 @pytest.mark.parametrize("kind", [SGD, AdamW])
 def test_the_learning_rate_is_positive(kind: type[SGD] | type[AdamW]) -> None:
-    with pytest.raises(SpecError, match=r"learning_rate': .* greater than 0; got 0$"):
+    with pytest.raises(SpecError, match=r"learning_rate' .* greater than 0; got 0$"):
         kind(learning_rate=0)
 
 

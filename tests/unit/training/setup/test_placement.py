@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from curricle.data.batch import Batch, Rows
-from curricle.errors import BindError
+from curricle.errors import BindError, SpecError
 from curricle.models.wrapping import tapped
 from curricle.training.setup.placement import (
     HOST,
@@ -162,5 +162,5 @@ def test_a_batch_that_is_changed_after_its_move_loses_the_values_on_the_cpu() ->
     assert changed.num_tokens == 3
     states = torch.arange(8.0).reshape(2, 4, 1)
     assert Rows(None).take(states, changed).flatten().tolist() == [1.0, 2.0, 5.0]
-    with pytest.raises(TypeError, match="host"):
+    with pytest.raises(SpecError, match="'Batch': 'host' is not a field"):
         Batch(inputs=valid, host=batch)  # type: ignore[call-arg]

@@ -77,7 +77,7 @@ def test_the_teacher_may_have_a_precision_of_its_own() -> None:
 )
 def test_a_wrong_setting_is_named(field: str, wrong: object) -> None:
     with pytest.raises(
-        SpecError, match=rf"^'TrainingSettings\.{field}': .*; got {wrong!r}($|; did you mean)"
+        SpecError, match=rf"^'TrainingSettings\.{field}' .*; got {wrong!r}($|; did you mean)"
     ):
         TrainingSettings(**{field: wrong})  # type: ignore[arg-type]
 
