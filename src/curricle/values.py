@@ -342,7 +342,7 @@ def _item(here: object, name: str, path: str) -> tuple[list[object], int]:
     return here, int(name)
 
 
-def changes(then: Plain, now: Plain) -> list[str]:
+def changes(then: Plain, now: Plain, *, words: str = "{path} was {then} and is {now}") -> list[str]:
     """Return each difference of two plain data in words, with its path and both values.
 
     A list is one value unless it holds mappings, whose fields are compared by number and name. A
@@ -351,11 +351,12 @@ def changes(then: Plain, now: Plain) -> list[str]:
     Args:
         then: The data as they were.
         now: The data as they are.
+        words: Sentence on a difference, with the fields `path`, `then` and `now`.
     """
     # Data that were read from a file are compared with data as a file would hold them.
     before, after = (dict(_paths(json.loads(json.dumps(data)))) for data in (then, now))
     return [
-        f"{path!r} was {_shown(before, path)} and is {_shown(after, path)}"
+        words.format(path=repr(path), then=_shown(before, path), now=_shown(after, path))
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
     ]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("processes")]
-ALIKE = "; build models and data alike in every process, from one seed or one file"
+ALIKE = "; pass the same arguments to every process, with models and data from one seed or one file"
 BEGIN = (
     "BindError: 'parallel' must divide one run among its processes; in process 1, counted from 0, "
 )
@@ -46,14 +46,19 @@ def ends() -> list[dict[str, str]]:
         ("teacher", "the teacher has other weights or adapters"),
         ("batch", "the batch of step 0 has other numbers"),
         ("data", "the data differ"),
-        ("optimizer", "'optimizer.learning_rate' was 0.1 and is 0.2"),
-        ("length", "'curriculum.0.duration.number' was 8 and is 9"),
+        ("optimizer", "'optimizer.learning_rate' is 0.2, in process 0 0.1"),
+        ("interval", "'eval_every' is 3, in process 0 4"),
+        ("folder", "'output_dir' is None, in process 0 '"),
+        ("held-out data", "held-out data differ"),
+        ("length", "'curriculum.0.duration.number' is 9, in process 0 8"),
     ],
 )
 def test_what_differs_in_a_process_is_named_in_all(
     name: str, words: str, ends: list[dict[str, str]]
 ) -> None:
-    assert [end[name] for end in ends] == [BEGIN + words + ALIKE] * 2
+    for end in ends:
+        assert end[name].startswith(BEGIN + words)
+        assert end[name].endswith(ALIKE)
 
 
 def test_another_architecture_of_the_student_is_refused(ends: list[dict[str, str]]) -> None:

@@ -8,6 +8,7 @@ step of its best weights and the sum of them. The metric of the last one fails i
 import json
 import os
 import sys
+import tempfile
 from typing import Any
 
 import curricle
@@ -27,6 +28,7 @@ class Shifted(Vectors):
 def run(parallel: str = "ddp", **changes: Any) -> str:
     """Return the end of a run."""
     student = changes.pop("student", network(8, 1))
+    eval_every = changes.pop("eval_every", 4)
     arguments: dict[str, Any] = {
         "teacher": network(16, 0),
         "data": Vectors(),
@@ -36,7 +38,7 @@ def run(parallel: str = "ddp", **changes: Any) -> str:
         "settings": curricle.TrainingSettings(
             parallel=parallel,  # type: ignore[arg-type] # a literal
             threads=1,
-            eval_every=4,
+            eval_every=eval_every,
             timeout=20.0,
             keep_best=True,
         ),
@@ -82,6 +84,9 @@ def main() -> None:
         "batch": {"data": Shifted() if IS_SECOND else Vectors()},
         "data": {"data": Vectors(fingerprint=f"vectors {RANK}")},
         "optimizer": {"optimizer": curricle.SGD(learning_rate=0.1 + 0.1 * int(RANK))},
+        "interval": {"eval_every": 4 - int(RANK)},
+        "folder": {"output_dir": None if IS_SECOND else tempfile.mkdtemp()},
+        "held-out data": {"evaluation": [Vectors().batch(50 + int(RANK))]},
         "length": {"curriculum": curricle.one_shot(total=f"{8 + int(RANK)} steps")},
         "metric": {"evaluation": noisy},
         "failure": {"evaluation": failing, "parallel": "fsdp2"},

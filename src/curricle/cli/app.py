@@ -524,7 +524,7 @@ def _say_stopped(error: KeyboardInterrupt, spec: "RunSpec", again: str = "") -> 
     """Print that a command was interrupted, and the effect of resuming."""
     has_saved = getattr(error, "checkpoint", None) is not None
     remedy = _remedy(spec, again, has_saved=has_saved)
-    launching.say_stopped(f"stopped{signal_words(error)}; {visible(remedy)}")
+    launching.report_stop(f"stopped{signal_words(error)}; {visible(remedy)}")
 
 
 def _run(command: str, spec: "RunSpec", placing: Placing) -> None:
@@ -551,10 +551,12 @@ def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    """Return whether a run in a folder, or below it, has a checkpoint."""
-    from curricle.training.loop.checkpoints import CHECKPOINTS
+    """Return whether an unfinished run in a folder, or below it, has a checkpoint."""
+    from curricle.runs.folder import STUDENTS, TEACHER, end_of
+    from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
 
-    return any(any(checkpoints.iterdir()) for checkpoints in folder.rglob(CHECKPOINTS))
+    runs = (folder, folder / TEACHER, *folder.glob(f"{STUDENTS}/*/*"))
+    return any(latest_checkpoint(run / CHECKPOINTS) and end_of(run) is None for run in runs)
 
 
 def _compare_students(spec: "RunSpec", placing: Placing) -> None:
@@ -570,7 +572,8 @@ def _compare_students(spec: "RunSpec", placing: Placing) -> None:
             tell(record, run.name, student=str(run))
             bars[str(run)](record)
 
-        run_all(spec, workers=placing.workers(), watch=watch)
+        workers = None if placing.is_single else placing.workers()
+        run_all(spec, workers=workers, watch=watch)
     print_report([spec.folder])
 
 

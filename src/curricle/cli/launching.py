@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from curricle.errors import CurricleError, LostProcessError, SpecError, visible
+from curricle.files import write_text
 from curricle.training.setup import launchers
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ SHUTDOWN, GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
 """Variable with the seconds after a signal in which processes take a step and write a checkpoint,
 before torchrun kills them, and its default here; that of torchrun is 30."""
 POLL_SECONDS = 1.0
+LAUNCHER_PID = "CURRICLE_LAUNCHER_PID"
+"""Variable with the number of the launcher on the machine."""
 STOP_NOTE = "CURRICLE_STOP_NOTE"
 """Variable with the file in which the first process leaves its sentence about a signal."""
 MISTAKE = 2
@@ -123,7 +126,7 @@ def leave_mistake(error: CurricleError, sentence: str, file: Path) -> None:
         "is_consequence": isinstance(error, LostProcessError),
     }
     content = {"message": {"message": sentence, "extraInfo": details}}
-    file.write_text(json.dumps(content), encoding="utf-8")
+    write_text(file, json.dumps(content))
 
 
 def end_with_launcher() -> None:
@@ -131,7 +134,8 @@ def end_with_launcher() -> None:
 
     Otherwise it would train on without a parent, and keep its folder locked.
     """
-    launcher = os.getppid()
+    # Not the parent of now: the launcher may have been killed during the imports.
+    launcher = int(os.environ.get(LAUNCHER_PID, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -141,10 +145,10 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def say_stopped(sentence: str) -> None:
-    """Print that a signal has ended a command, or leave that to the launcher, if there is one.
+def report_stop(sentence: str) -> None:
+    """Print that a signal has ended a command, or leave the sentence to the launcher of --nproc.
 
-    It knows the cause: it ends processes by a signal, too, after another one has failed.
+    The launcher prints the cause, since it also ends processes by a signal after one has failed.
 
     Args:
         sentence: The sentence.
@@ -153,7 +157,7 @@ def say_stopped(sentence: str) -> None:
     if note is None:
         print(f"curricle: {sentence}", file=sys.stderr)
     elif launchers.rank() == 0:
-        Path(note).write_text(sentence, encoding="utf-8")
+        write_text(Path(note), sentence)
 
 
 def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:
@@ -169,7 +173,9 @@ def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:
     contents = {rank: failure.error_file_data["message"] for rank, failure in failures.items()}
     reports = {rank: content for rank, content in contents.items() if isinstance(content, dict)}
     mistakes = [
-        rank for rank in sorted(reports) if not reports[rank]["extraInfo"]["is_consequence"]
+        rank
+        for rank in sorted(reports)
+        if not reports[rank].get("extraInfo", {}).get("is_consequence", False)
     ]
     silent = sorted(failures.keys() - reports, key=lambda rank: failures[rank].timestamp)
     # The launcher ends the remaining processes by SIGTERM, and by SIGKILL those that do not end:
@@ -193,6 +199,20 @@ def failure_end(failures: "Mapping[int, ProcessFailure]") -> tuple[str, int]:
     return f"{place} ended with exit code {code}", code
 
 
+def stop_signal(failures: "Mapping[int, ProcessFailure]") -> int:
+    """Return the number of the signal that has ended all failed processes at a step; else 0.
+
+    Args:
+        failures: Failed processes by their number.
+    """
+    numbers = {getattr(signal, name) for name in SIGNALS.split(",") if hasattr(signal, name)}
+    ended = {abs(failure.exitcode) % 128 for failure in failures.values()}
+    if not ended <= numbers:
+        return 0
+    # The launcher sends SIGTERM to those that end last.
+    return int(min(ended - {signal.SIGTERM}, default=signal.SIGTERM))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run torchrun; the last line about a failure is one sentence.
 
@@ -212,11 +232,14 @@ def main(arguments: Sequence[str]) -> None:
         logger.setLevel(logging.CRITICAL)
     with TemporaryDirectory() as folder:
         note = Path(folder, "stopped")
-        os.environ[STOP_NOTE] = str(note)
+        os.environ |= {STOP_NOTE: str(note), LAUNCHER_PID: str(os.getpid())}
         try:
             run.main(list(arguments))
         except ChildFailedError as error:
             sentence, code = failure_end(error.failures)
+            if note.is_file() and (number := stop_signal(error.failures)):
+                # A signal to one process, which has ended all of them at a step.
+                sentence, code = note.read_text(encoding="utf-8"), 128 + number
         except SignalException as error:
             number = signal.Signals(error.sigval)
             # A process that was ended at once has left none.

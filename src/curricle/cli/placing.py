@@ -57,12 +57,17 @@ class Placing:
                 f"run at the same time; got {self.jobs}"
             )
 
-    def workers(self) -> "Workers | None":
-        """Return new workers; None for this process."""
-        from curricle.runs.workers import local_workers
+    @property
+    def is_single(self) -> bool:
+        """Return whether this process works alone."""
+        return self.place == "local" and self.jobs == 1
+
+    def workers(self) -> "Workers":
+        """Return new workers; a single process needs none."""
+        from curricle.runs.workers import LocalWorkers
 
         if self.place == "local":
-            return local_workers(self.jobs)
+            return LocalWorkers(self.jobs)
         from curricle.runs.ray_cluster import RayCluster, RayWorkers
 
         return RayWorkers(RayCluster(num_cpus=self.num_cpus, num_gpus=self.num_gpus))

@@ -60,7 +60,7 @@ def capture(
         manifest = capture_targets_of(
             run_spec,
             lambda done, total: status.update(f"step {done} of {total}"),
-            workers=placing.workers(),
+            new_workers=None if placing.is_single else placing.workers,
         )
     _print_manifest(console, manifest)
 

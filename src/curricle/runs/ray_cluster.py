@@ -72,14 +72,14 @@ def require_cluster(on: object) -> RayCluster:
 
 
 def check_device(settings: TrainingSettings, cluster: RayCluster) -> None:
-    """Check that `auto` means one device here, where models are bound, and in the tasks.
+    """Check that the device is one of the tasks, and that `auto` means the same here and there.
 
     Args:
         settings: Settings with the device.
         cluster: The cluster, and the resources of a task.
 
     Raises:
-        BindError: If it does not.
+        BindError: If not.
     """
     here, there = kind_of("auto"), "cuda" if cluster.num_gpus else "cpu"
     if settings.device == "auto" and here != there:
@@ -87,6 +87,11 @@ def check_device(settings: TrainingSettings, cluster: RayCluster) -> None:
             f"'device' must be the same here and in the tasks of the cluster; 'auto' is {here!r} "
             f"here and {there!r} in tasks with num_gpus={cluster.num_gpus:g}; name the device or "
             f"change 'num_gpus', or start on a machine that has the tasks' device"
+        )
+    if settings.device == "cuda" and there == "cpu":
+        raise BindError(
+            "'device' must be 'cpu' in tasks without GPUs; got 'cuda' with num_gpus=0; set "
+            "curricle.RayCluster(num_gpus=1)"
         )
 
 
@@ -121,7 +126,7 @@ class RayWorkers:
                 )
         try:
             self.room = _room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-            """Number of jobs for which the cluster has room now."""
+            """Number of jobs for which the nodes have room where nothing else runs."""
         except BindError:
             if self._has_connected:
                 ray.shutdown()

@@ -108,9 +108,11 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         The manifest of the folder.
 
     Raises:
-        BindError: If models, curriculum and data do not fit, or an argument is of another kind.
+        BindError: If models, curriculum and data do not fit, an argument is of another kind, or the
+            cluster has no room for a task.
         CheckpointError: If the folder holds targets of another teacher, or in another form, or a
             task is lost too often.
+        DataError: If a target is not finite.
     """
     require_model("teacher", teacher)
     check_opening(student, teacher, curriculum, OPTIMIZER, settings)
@@ -131,44 +133,53 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         return capture([arguments.run()], Path(folder), compression=compression, watch=watch)
     cluster = require_cluster(on)
     check_device(settings, cluster)
-    run = arguments.run()
-    workers = RayWorkers(cluster)
-    sent = replace(
-        arguments,
-        folder=Path(folder).absolute(),
-        settings=replace(settings, threads=workers.threads),
-    )
+
+    def sent(threads: int) -> Work[Share, Progress]:
+        changed = replace(settings, threads=threads)
+        return partial(
+            _capture_share, replace(arguments, folder=Path(folder).absolute(), settings=changed)
+        )
+
     capture_all = partial(
         capture_shares,
-        partial(_capture_share, sent),
-        workers=workers,
+        sent,
+        new_workers=partial(RayWorkers, cluster),
         watch=watch,
         again="curricle.capture_targets",
     )
-    return capture_in_shares([run], Path(folder), capture_all, compression=compression)
+    return capture_in_shares([arguments.run()], Path(folder), capture_all, compression=compression)
 
 
 def capture_shares(
-    work: Work[Share, Progress], *, workers: Workers, watch: Watch | None, again: str
+    work_of: Callable[[int], Work[Share, Progress]],
+    num_steps: int,
+    *,
+    new_workers: Callable[[], Workers],
+    watch: Watch | None,
+    again: str,
 ) -> None:
     """Have every share of a capture made by workers.
 
     Args:
-        work: Captures a share.
-        workers: The workers; each makes a share.
+        work_of: Returns the capture of a share, from the CPU threads of a worker.
+        num_steps: Largest number of shares.
+        new_workers: Returns the workers; each makes a share.
         watch: Receives the progress: the mean of the shares, which all pass through all steps.
         again: Command that goes on after a failure, for error sentences.
 
     Raises:
         CheckpointError: If a worker is lost, for example because memory has run out.
     """
-    shares = [Share(number=number, count=workers.room) for number in range(workers.room)]
-    done = dict.fromkeys(map(str, shares), 0)
+    # Only now: what is refused before leaves no workers behind.
+    workers = new_workers()
+    work, count = work_of(workers.threads), min(workers.room, num_steps)
+    shares = [Share(number=number, count=count) for number in range(count)]
+    steps_by_share = dict.fromkeys(map(str, shares), 0)
 
     def collect(share: str, progress: Progress) -> None:
-        done[share], total = progress
+        steps_by_share[share], total = progress
         if watch is not None:
-            watch(sum(done.values()) // len(shares), total)
+            watch(sum(steps_by_share.values()) // len(shares), total)
 
     work_off(shares, work, workers=workers, watch=collect, again=again)
 

@@ -15,7 +15,7 @@ from curricle.runs.assemble import open_task
 from curricle.runs.spec import RunSpec, require_field
 from curricle.runs.target_capture import Progress, capture_shares
 from curricle.runs.train import captured_runs
-from curricle.runs.workers import Workers
+from curricle.runs.workers import Work, Workers
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import DataFacts, Manifest, TargetSet
 from curricle.teachers.stored import open_targets
@@ -48,14 +48,14 @@ class Described:
 
 
 def capture_targets_of(
-    spec: RunSpec, watch: Watch | None = None, *, workers: Workers | None = None
+    spec: RunSpec, watch: Watch | None = None, *, new_workers: Callable[[], Workers] | None = None
 ) -> Manifest:
     """Return the manifest after capturing the missing targets of a spec.
 
     Args:
         spec: Spec of the run; its teacher must be finished.
         watch: Receives the progress after every step.
-        workers: Processes that capture a share each; None captures in this process.
+        new_workers: Returns processes that capture a share each; None captures in this process.
 
     Raises:
         CheckpointError: If a worker is lost, for example because memory has run out.
@@ -65,14 +65,17 @@ def capture_targets_of(
     runs = captured_runs(spec)
     task_name = open_task(spec, spec.seed, "student").name
     facts = DataFacts(name=task_name, tokenizer=spec.task.tokenizer_digest(Path(spec.cache_dir)))
-    if workers is None:
+    if new_workers is None:
         return capture(runs, folder, compression=compression, data=facts, watch=watch)
-    # The caller's folder is that of the spec, so each worker opens teacher and data itself.
-    spec = replace(spec, engine=replace(spec.engine, threads=workers.threads))
+
+    def sent(threads: int) -> Work[Share, Progress]:
+        # Each worker opens teacher and data of the spec itself.
+        return partial(_capture_share, replace(spec, engine=replace(spec.engine, threads=threads)))
+
     capture_all = partial(
         capture_shares,
-        partial(_capture_share, spec),
-        workers=workers,
+        sent,
+        new_workers=new_workers,
         watch=watch,
         again="curricle targets capture",
     )

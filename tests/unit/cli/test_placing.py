@@ -8,7 +8,8 @@ from curricle.runs.workers import LocalWorkers
 
 
 def test_one_job_is_done_in_this_process() -> None:
-    assert Placing(1).workers() is None
+    assert Placing(1).is_single
+    assert not Placing(2).is_single
 
 
 def test_several_jobs_have_processes_here() -> None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from curricle import distill
 from curricle.curriculum.strategies import extraction, one_shot
-from curricle.errors import BindError
+from curricle.errors import BindError, CheckpointError
+from curricle.runs import target_capture
 from curricle.runs.target_capture import Progress, capture_shares, capture_targets
 from curricle.runs.workers import Work
 from curricle.teachers.store.codecs import Exact
@@ -109,8 +111,9 @@ def test_progress_is_the_mean_of_the_shares() -> None:
 
     progress: list[tuple[int, int]] = []
     capture_shares(
-        work,
-        workers=Queue(room=2),
+        lambda _: work,
+        100,
+        new_workers=lambda: Queue(room=2),
         watch=lambda done, total: progress.append((done, total)),
         again="x",
     )
@@ -119,7 +122,27 @@ def test_progress_is_the_mean_of_the_shares() -> None:
 
 def test_each_worker_makes_one_share() -> None:
     shares: list[str] = []
-    capture_shares(
-        lambda share, watch: shares.append(str(share)), workers=Queue(room=3), watch=None, again="x"
+
+    def work(share: Share, watch: Callable[[str, Progress], None]) -> None:
+        shares.append(str(share))
+
+    for num_steps in (12, 2):
+        capture_shares(
+            lambda _: work, num_steps, new_workers=lambda: Queue(room=3), watch=None, again="x"
+        )
+    # Of two steps a third share would be empty.
+    assert shares == ["0-of-3", "1-of-3", "2-of-3", "0-of-2", "1-of-2"]
+
+
+def test_what_is_refused_leaves_no_workers_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Queue] = []
+    monkeypatch.setattr(target_capture, "RayWorkers", lambda _: made.append(Queue(room=2)))
+    call = partial(
+        capture_targets, mlp(5), curriculum=CURRICULUM, data=parity(), folder=tmp_path, settings=CPU
     )
-    assert shares == ["0-of-3", "1-of-3", "2-of-3"]
+    call(teacher=mlp(16, seed=1))
+    with pytest.raises(CheckpointError, match="must hold targets of this teacher"):
+        call(teacher=mlp(16, seed=2), on="ray")
+    assert made == []

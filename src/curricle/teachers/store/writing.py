@@ -65,8 +65,10 @@ def take_shares(folder: Path, manifest: Manifest) -> Manifest:
     if not shares.is_dir():
         return manifest
     taken = manifest
-    for share in sorted(path for path in shares.iterdir() if (path / MANIFEST).is_file()):
+    for share in sorted(path for path in shares.iterdir() if path.is_dir()):
         with locked(share, remedy="wait for its end"):
+            if not (share / MANIFEST).is_file():
+                continue
             stored = read_manifest(share)
             merged = _merged(share, stored, manifest)
             taken = replace(taken, teacher=merged.teacher, sections=merged.sections)

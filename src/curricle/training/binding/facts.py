@@ -34,6 +34,8 @@ DIGESTS: Mapping[str, str] = {
     "student_adapters": "other adapters of the student are active, or with other factors",
     "teacher": "the teacher has other weights or adapters",
     "data": "the data differ",
+    "batch": "the batch of step 0 has other numbers",
+    "held_out": "held-out data differ",
 }
 """Sentences about facts that are digests, which people cannot read."""
 
@@ -138,18 +140,24 @@ def differences(folder: Path, facts: Mapping[str, object]) -> str:
     return "; ".join(changed_facts(then, facts))
 
 
-def changed_facts(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+def changed_facts(
+    then: Mapping[str, object],
+    now: Mapping[str, object],
+    words: str = "{path} was {then} and is {now}",
+) -> list[str]:
     """Return the changes of facts in words, at most `MOST_CHANGES` of them.
 
     Args:
         then: Facts of a run.
         now: Facts that should be the same.
+        words: Sentence on a change of a fact that is no digest; see `changes`.
     """
     # Digests first: what a person cannot look up in a spec must not be cut off by the limit.
-    words = [words for name, words in DIGESTS.items() if then.get(name) != now.get(name)]
-    words += changes(_legible(then), _legible(now))
-    more = len(words) - MOST_CHANGES
-    return words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"]
+    changed = [name for name in DIGESTS if then.get(name) != now.get(name)]
+    sentences = [DIGESTS[name] for name in changed]
+    sentences += changes(_legible(then), _legible(now), words=words)
+    more = len(sentences) - MOST_CHANGES
+    return sentences if more <= 0 else [*sentences[:MOST_CHANGES], f"and {more} more"]
 
 
 def _legible(facts: Mapping[str, object]) -> Plain:

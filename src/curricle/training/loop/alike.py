@@ -5,40 +5,67 @@ without an error, since gradients are added up whatever they are gradients of.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from curricle.data.batch import Batch
 from curricle.errors import BindError
+from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import changed_facts
+from curricle.training.loop.evaluation import Evaluator, held_out_batches
 from curricle.training.loop.recovery import batch_tensors
-from curricle.training.setup.placement import Placement
+from curricle.values import plain
+
+OWN = ("threads", "timeout")
+"""Settings that may differ between processes."""
+DIFFERENCE = "{path} is {now}, in process 0 {then}"
 
 
-def check_alike(placement: Placement, facts: Mapping[str, object], batch: Batch) -> None:
-    """Check that the facts of a run, and its first batch, are the same in all processes.
+def check_alike(run: BoundRun, evaluate: Evaluator, facts: Mapping[str, object]) -> None:
+    """Check that all processes were given the same run.
+
+    Settings, the first batch and held-out batches are compared besides the facts.
 
     Args:
-        placement: Processes of the run.
-        facts: Facts on which the result of the run depends.
-        batch: The whole first batch.
+        run: The run.
+        evaluate: Its evaluation.
+        facts: Facts on which the result depends, and arguments of the call.
+
+    Raises:
+        BindError: If something differs; a process and its differences are named.
+    """
+    placement = run.settings.placement
+    if placement.num_processes == 1:
+        return
+    settings = plain(run.settings).items()
+    held_out = held_out_batches(evaluate)
+    compared = {
+        **{name: str(fact) if isinstance(fact, Path) else fact for name, fact in facts.items()},
+        "engine": {name: setting for name, setting in settings if name not in OWN},
+        "batch": batch_digest(run.stream.batch(0)),
+        "held_out": [len(held_out), *map(batch_digest, (*held_out[:1], *held_out[-1:]))],
+    }
+    compare(placement.gathered([compared]))
+
+
+def compare(facts: Sequence[Mapping[str, object]]) -> None:
+    """Check that facts are the same in all processes.
+
+    Args:
+        facts: Plain data of each process, by its rank.
 
     Raises:
         BindError: If they differ; a process and its differences are named.
     """
-    if placement.num_processes == 1:
-        return
-    first, *others = placement.gathered([(dict(facts), batch_digest(batch))])
-    for rank, (facts_of_process, digest) in enumerate(others, start=1):
-        words = changed_facts(first[0], facts_of_process)
-        if digest != first[1]:
-            words.append("the batch of step 0 has other numbers")
-        if words:
+    first, *others = facts
+    for rank, facts_of_process in enumerate(others, start=1):
+        if differences := changed_facts(first, facts_of_process, DIFFERENCE):
             raise BindError(
                 f"'parallel' must divide one run among its processes; in process {rank}, counted "
-                f"from 0, {'; '.join(words)}; build models and data alike in every process, from "
-                f"one seed or one file"
+                f"from 0, {'; '.join(differences)}; pass the same arguments to every process, with "
+                f"models and data from one seed or one file"
             )
 
 

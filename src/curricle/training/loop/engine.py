@@ -186,7 +186,8 @@ class TrainingRun:
         # Every checkpoint that will be read is looked at now, before a weight moves.
         if run.teacher is not None:
             run.teacher.check(run.teachers)
-        check_alike(run.settings.placement, self._journal.facts, run.stream.batch(0))
+        call = {"metric": self.metric, "resume": self._resume, "output_dir": self.outputs.folder}
+        check_alike(run, self.evaluate, {**self._journal.facts, **call})
         if self.outputs.folder is not None:
             # Here, and not at the first checkpoint, when steps would be lost.
             check_savable(module)

@@ -194,6 +194,15 @@ def label_metrics(
     )
 
 
+def held_out_batches(evaluate: Evaluator) -> Sequence[Batch]:
+    """Return the batches of an evaluator of this package; none for a function of the caller.
+
+    Args:
+        evaluate: The evaluator.
+    """
+    return evaluate.batches if isinstance(evaluate, _LabelEvaluator) else ()
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class _Output:

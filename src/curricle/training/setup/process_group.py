@@ -11,6 +11,7 @@ made by the first of them, and ends with the process.
 import atexit
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -41,8 +42,6 @@ CACHES = (
 """Functions of torch that clear the caches in which shares leave their mesh, hence the group."""
 MOST_WAIT = 5.0
 """Seconds in which processes find out which of them are lost."""
-BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-"""Backends of the group by the kind of processor."""
 NCCL_MARGIN = 60.0
 """Seconds by which NCCL waits longer than gloo. Its watchdog aborts the process, which by then has
 named the lost one."""
@@ -52,24 +51,24 @@ named the lost one."""
 class ProcessGroup:
     """The group of this process."""
 
-    def __init__(self, kind: str, store: Store | None, timeout: float) -> None:
+    def __init__(self, store: Store | None, timeout: float, *, has_gpus: bool) -> None:
         """Take the group that torch has.
 
         Args:
-            kind: `cpu` or `cuda`.
             store: Store in which processes note their ends; None for a group of the caller, whose
                 store is private.
             timeout: Seconds within which a process must answer.
+            has_gpus: Whether tensors of GPUs may be exchanged as well.
         """
         self.host: distributed.ProcessGroup | None = None
         """Group of all processes for numbers of the host; None for that of torch."""
-        if kind == "cuda":
+        if has_gpus:
             # That of the caller may exchange tensors of GPUs alone.
             self.host = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self.store = store
         self.timeout = timeout
         """Seconds within which a process must answer."""
-        self.device_timeout = device_timeout(kind, timeout)
+        self.device_timeout = timeout + NCCL_MARGIN * has_gpus
         """Seconds that groups for tensors of models wait."""
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         # Not the group itself, whose threads end with the last reference to it.
@@ -111,14 +110,18 @@ class ProcessGroup:
                 raise
             lost, words = self._lost(store)
             if not lost:
-                raise
+                raise LostProcessError(
+                    f"all {self.size} processes must make the same exchanges; all answer, but an "
+                    f"exchange has failed or took longer than the {self.timeout:g} seconds of "
+                    f"'timeout'; pass the same arguments to every process"
+                ) from error
             leave(store, self.rank, [rank for rank in range(self.size) if rank not in lost])
             raise LostProcessError(
                 f"{words}; the run goes on from its newest checkpoint by resuming it"
             ) from error
 
     def _lost(self, store: Store) -> tuple[list[int], str]:
-        """Return the processes that are lost, and the words for them."""
+        """Return the processes that are lost, and the words for them; wait up to `MOST_WAIT`."""
         if ends := noted_ends(store, self.size):
             # The others, if there are any, are a consequence of it or likewise a cause.
             rank = min(ends)
@@ -148,11 +151,13 @@ def joined(kind: str, timeout: float) -> ProcessGroup:
     Raises:
         BindError: If there is no GPU for this process.
     """
-    if distributed.is_initialized():
-        is_own = _MADE and _MADE[0].is_open
-        return _MADE[0] if is_own else ProcessGroup(kind, None, timeout)
+    # Also for a run on CPUs, since a later one in this process may be on GPUs.
+    has_gpus = kind == "cuda" or (torch.cuda.is_available() and distributed.is_nccl_available())
     if kind == "cuda":
         _take_gpu()
+    if distributed.is_initialized():
+        is_made_here = _MADE and _MADE[0].is_open
+        return _MADE[0] if is_made_here else ProcessGroup(None, timeout, has_gpus=has_gpus)
     for name in READERS:
         importlib.import_module(name)
     # Kept, so that a process can look for others when the exchange with them has failed.
@@ -160,37 +165,31 @@ def joined(kind: str, timeout: float) -> ProcessGroup:
     # The store may outlive the processes, and hold addresses of those before a restart.
     store = PrefixStore(str(launchers.restarts()), store)
     distributed.init_process_group(
-        BACKENDS[kind],
+        "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
         store=PrefixStore("group", store),
         rank=rank,
         world_size=number,
-        timeout=timedelta(seconds=device_timeout(kind, timeout)),
+        timeout=timedelta(seconds=timeout + NCCL_MARGIN * has_gpus),
     )
     if kind == "cpu":
         # A thread of gloo that outlives the interpreter can abort the end of the process, with exit
         # code 134.
         atexit.register(_leave_group)
-    _MADE[:] = [ProcessGroup(kind, PrefixStore("curricle", store), timeout)]
+    _MADE[:] = [ProcessGroup(PrefixStore("curricle", store), timeout, has_gpus=has_gpus)]
     return _MADE[0]
-
-
-def device_timeout(kind: str, timeout: float) -> float:
-    """Return the seconds that groups for tensors of models wait.
-
-    Args:
-        kind: `cpu` or `cuda`.
-        timeout: Seconds within which a process must answer.
-    """
-    return timeout + NCCL_MARGIN if kind == "cuda" else timeout
 
 
 def _take_gpu() -> None:
     """Compute on the GPU with the number of this process on its machine.
 
+    A launcher may also show each process a GPU of its own, and the caller may have chosen one.
+
     Raises:
         BindError: If there is none.
     """
     number, gpus = launchers.local_rank(), torch.cuda.device_count()
+    if torch.cuda.current_device() or (gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ):
+        return
     if number >= gpus:
         raise BindError(
             f"each process of a machine must have a GPU; process {number}, counted from 0, has "
@@ -235,7 +234,8 @@ def forget_end(store: Store, rank: int) -> None:
 def leave(store: Store, rank: int, remaining: Sequence[int]) -> None:
     """Note that a process has read the notes of others; one that holds the store waits for them.
 
-    With the store, the notes end, and the others would take its process for a lost one.
+    With the store, the notes end, and the others would take its process for a lost one. It waits up
+    to `MOST_WAIT` seconds.
 
     Args:
         store: Store of the group.

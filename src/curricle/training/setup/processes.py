@@ -62,6 +62,29 @@ class Processes(Placement, ABC):
         self._group = joined(kind, timeout)
         self._rank, self._number = self._group.rank, self._group.size
         self._device = torch.device(kind)
+        self._check_layout()
+
+    @property
+    def layout(self) -> dict[str, object]:
+        """Return the division of models and the kind of processor, which all processes share."""
+        return {"parallel": "ddp", "device": self.kind}
+
+    def _check_layout(self) -> None:
+        """Check that all processes divide models alike; otherwise their exchanges would not meet.
+
+        Raises:
+            BindError: If one does not.
+        """
+        layouts: list[dict[str, object]] = [{} for _ in range(self._number)]
+        distributed.all_gather_object(layouts, self.layout, group=self._group.host)
+        for rank, layout in enumerate(layouts):
+            if layout != layouts[0]:
+                words = [f"{name}={layout.get(name)!r}" for name in layout]
+                raise BindError(
+                    f"'parallel' must be the same in all processes; process {rank}, counted from "
+                    f"0, has {', '.join(words)}, process 0 "
+                    f"{', '.join(f'{name}={setting!r}' for name, setting in layouts[0].items())}"
+                )
 
     @property
     def rank(self) -> int:

@@ -123,6 +123,7 @@ class FullyShard(Processes):
         Raises:
             BindError: If the processes cannot be divided among the groups.
         """
+        self._replicas = replicas
         super().__init__(kind, timeout)
         number = self.num_processes
         if number % replicas:
@@ -136,6 +137,11 @@ class FullyShard(Processes):
             if replicas == 1
             else _mesh(kind, replicas, number // replicas, timeout=self._group.device_timeout)
         )
+
+    @property
+    def layout(self) -> dict[str, object]:
+        """Return the division of models and the kind of processor, which all processes share."""
+        return {"parallel": "fsdp2", "replicas": self._replicas, "device": self.kind}
 
     @contextmanager
     def sharded(self, model: TappedModel) -> Iterator[TappedModel]:

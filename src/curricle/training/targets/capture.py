@@ -125,6 +125,11 @@ class CapturePlan:
     shard_bytes: int
     """Bytes of targets after which a file is written."""
 
+    @property
+    def num_steps(self) -> int:
+        """Return the number of steps of all stages."""
+        return sum(len(query.stage.span.possible_steps) for query in self.queries)
+
     def capture(self, writer: ShardWriter, find_missing: FindMissing, watch: Watch | None) -> None:
         """Run the teacher and hand the targets to a writer.
 
@@ -133,7 +138,7 @@ class CapturePlan:
             find_missing: Examples whose targets this process stores.
             watch: Receives the progress after every step.
         """
-        done, total = 0, sum(len(query.stage.span.possible_steps) for query in self.queries)
+        done, total = 0, self.num_steps
         for query in self.queries:
             # Threads as in training: their number decides the order of sums, and so the last
             # digits.

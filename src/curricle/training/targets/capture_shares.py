@@ -116,6 +116,7 @@ def capture_share(
         BindError: If a run has no live teacher or an objective has no targets to store.
         CheckpointError: If the folder holds targets of another teacher, or in another form, or
             another process writes the same share.
+        DataError: If a target is not finite.
     """
     plan = plan_capture(runs, compression, DataFacts())
     stored = present_and_new(folder, plan.manifest)
@@ -129,7 +130,7 @@ def capture_share(
 def capture_in_shares(
     runs: Sequence[BoundRun],
     folder: Path,
-    capture_all: Callable[[], None],
+    capture_all: Callable[[int], None],
     *,
     compression: TargetCompression = TargetCompression(),
     data: DataFacts = DataFacts(),
@@ -139,7 +140,8 @@ def capture_in_shares(
     Args:
         runs: Runs of one live teacher.
         folder: Where the store is or will be.
-        capture_all: Has every share captured by `capture_share`, in any processes.
+        capture_all: Has every share captured by `capture_share`, in any processes; it takes the
+            number of steps of all runs, beyond which shares would be empty.
         compression: In which form targets are kept.
         data: Facts about the data.
 
@@ -153,7 +155,7 @@ def capture_in_shares(
     """
     plan = plan_capture(runs, compression, data)
     with open_writer(folder, plan.manifest, shard_bytes=plan.shard_bytes) as writer:
-        capture_all()
+        capture_all(plan.num_steps)
         manifest = take_shares(folder, writer.manifest).with_finished(plan.manifest.sections)
         write_manifest(folder, manifest)
         return manifest

@@ -76,16 +76,19 @@ def test_other_errors_pass(group: ProcessGroup, monkeypatch: pytest.MonkeyPatch)
         raise DataError("labels")
 
 
-def test_a_failed_exchange_passes_where_no_process_is_lost_or_the_group_is_that_of_the_caller(
+def test_a_failed_exchange_in_a_group_of_the_caller_passes(
     group: ProcessGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for store in (None, HashStore()):
-        monkeypatch.setattr(group, "store", store)
-        with (
-            pytest.raises(RuntimeError, match="Connection closed"),
-            group.lost_process_errors(),
-        ):
-            raise RuntimeError(FAILED)
+    monkeypatch.setattr(group, "store", None)
+    with pytest.raises(RuntimeError, match="Connection closed"), group.lost_process_errors():
+        raise RuntimeError(FAILED)
+
+
+@pytest.mark.usefixtures("store")
+def test_exchanges_that_do_not_meet_are_told_where_no_process_is_lost(group: ProcessGroup) -> None:
+    message = "all 1 processes must make the same exchanges; all answer, but an exchange has failed"
+    with pytest.raises(LostProcessError, match=message), group.lost_process_errors():
+        raise RuntimeError(FAILED)
 
 
 def test_the_error_that_has_ended_a_process_is_named_without_a_wait(
@@ -157,7 +160,7 @@ def test_the_holder_of_the_store_leaves_after_the_others(monkeypatch: pytest.Mon
 def test_runs_of_all_placements_have_the_group_that_the_first_has_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = ProcessGroup("cpu", HashStore(), 3.0)
+    made = ProcessGroup(HashStore(), 3.0, has_gpus=False)
     monkeypatch.setattr(process_group, "_MADE", [made])
     assert joined("cpu", 20.0) is made
     assert joined("cpu", 20.0).timeout == 3.0
@@ -167,8 +170,8 @@ def test_runs_of_all_placements_have_the_group_that_the_first_has_made(
 
 
 def test_numbers_of_the_host_have_a_group_of_their_own_beside_gpus() -> None:
-    assert joined("cpu", 20.0).host is None
-    host = joined("cuda", 20.0).host
+    assert ProcessGroup(None, 20.0, has_gpus=False).host is None
+    host = ProcessGroup(None, 20.0, has_gpus=True).host
     assert host is not None
     assert host is not distributed.group.WORLD
     assert distributed.get_backend(host) == "gloo"
@@ -180,6 +183,38 @@ def test_numbers_of_the_host_have_a_group_of_their_own_beside_gpus() -> None:
 def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(BindError, match="process 2, counted from 0, has none of 2; start as many"):
         joined("cuda", 20.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "gpus", "current", "visible", "taken"),
+    [
+        (1, 2, 0, None, [1]),
+        # The caller has chosen.
+        (1, 4, 3, None, []),
+        # The launcher shows each process one GPU.
+        (3, 1, 0, "3", []),
+    ],
+)
+def test_a_process_takes_the_gpu_of_its_number_unless_it_has_one(
+    number: int,
+    gpus: int,
+    current: int,
+    visible: str | None,
+    taken: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", str(number))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    # Also where the group is there already, as after a run on CPUs.
+    joined("cuda", 20.0)
+    assert chosen == taken

@@ -49,7 +49,9 @@ def captured_shares(
 
 
 def in_shares(folder: Path, capture_all: Callable[[], None]) -> Manifest:
-    return capture_in_shares([parity_run()], folder, capture_all, compression=COMPRESSION)
+    return capture_in_shares(
+        [parity_run()], folder, lambda _: capture_all(), compression=COMPRESSION
+    )
 
 
 def all_shares(count: int) -> list[Share]:
