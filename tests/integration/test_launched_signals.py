@@ -115,6 +115,17 @@ def test_a_signal_to_the_launcher_ends_the_run_with_a_checkpoint_and_one_sentenc
     assert errors.count("curricle: stopped") == 1
 
 
+def test_a_signal_to_one_process_ends_all_as_one_to_the_launcher(tmp_path: Path) -> None:
+    with launched(tmp_path / "run") as (launcher, ranks, ended):
+        os.kill(ranks[1], signal.SIGUSR1)
+        errors = ended()
+        assert launcher.returncode == 128 + signal.SIGUSR1
+    assert errors.splitlines()[-1] == (
+        f"curricle: stopped by SIGUSR1; 'curricle resume {tmp_path / 'run'}' resumes from the "
+        f"newest checkpoint"
+    )
+
+
 def test_a_killed_process_is_the_cause_that_is_named(tmp_path: Path) -> None:
     with launched(tmp_path / "run") as (launcher, ranks, ended):
         os.kill(ranks[1], signal.SIGKILL)

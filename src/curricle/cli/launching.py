@@ -206,7 +206,8 @@ def stop_signal(failures: "Mapping[int, ProcessFailure]") -> int:
         failures: Failed processes by their number.
     """
     numbers = {getattr(signal, name) for name in SIGNALS.split(",") if hasattr(signal, name)}
-    ended = {abs(failure.exitcode) % 128 for failure in failures.values()}
+    codes = {failure.exitcode for failure in failures.values()}
+    ended = {-code if code < 0 else code - 128 for code in codes}
     if not ended <= numbers:
         return 0
     # The launcher sends SIGTERM to those that end last.

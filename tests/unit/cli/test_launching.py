@@ -65,6 +65,31 @@ def test_a_process_with_a_traceback_is_named_with_its_exit_code(tmp_path: Path) 
     assert end == ("process 1, counted from 0, ended with exit code 1", 1)
 
 
+@pytest.mark.parametrize(
+    ("codes", "number"),
+    [
+        ((138, 138), signal.SIGUSR1),
+        # The launcher has ended the second before its own end.
+        ((138, 143), signal.SIGUSR1),
+        ((130, -signal.SIGTERM), signal.SIGINT),
+        ((143, 143), signal.SIGTERM),
+        ((143, -signal.SIGKILL), 0),
+        ((143, 1), 0),
+    ],
+)
+def test_a_signal_that_has_ended_all_processes_is_told_from_a_failure(
+    codes: tuple[int, int], number: int, tmp_path: Path
+) -> None:
+    failures = {rank: failed(tmp_path, rank, code) for rank, code in enumerate(codes)}
+    assert launching.stop_signal(failures) == number
+
+
+def test_a_report_in_torch_s_own_form_is_a_cause(tmp_path: Path) -> None:
+    failure = failed(tmp_path, 0, 2, SpecError("'seed' is wrong"))
+    failure.error_file_data["message"].pop("extraInfo")
+    assert launching.failure_end({0: failure}) == ("'seed' is wrong", 2)
+
+
 def failed(
     folder: Path, rank: int, exit_code: int, error: CurricleError | None = None
 ) -> ProcessFailure:
