@@ -82,15 +82,15 @@ def main() -> None:
             root = Path(place)
             spec = root / "spec.yaml"
             spec.write_text(SPEC.format(steps=steps, layer=steps // LAYER_SHARE), encoding="utf-8")
-            one = run(spec, root / "one", 1)
-            several = {
-                "same teacher": run(spec, root / "same", arguments.nproc, one),
+            single_run = run(spec, root / "one", 1)
+            divided_runs = {
+                "same teacher": run(spec, root / "same", arguments.nproc, single_run),
                 "teacher in several": run(spec, root / "several", arguments.nproc),
             }
-            first = load_file(one / "model.safetensors")
+            first = load_file(single_run / "model.safetensors")
             largest = max(float(weight.abs().max()) for weight in first.values())
-            print(f"{steps} steps: largest weight {largest:.3g}, {metrics(one)}")
-            for name, folder in several.items():
+            print(f"{steps} steps: largest weight {largest:.3g}, {metrics(single_run)}")
+            for name, folder in divided_runs.items():
                 weights = load_file(folder / "model.safetensors")
                 difference = max(
                     float((weight - weights[path]).abs().max()) for path, weight in first.items()

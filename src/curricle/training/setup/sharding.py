@@ -254,13 +254,13 @@ def _mesh(kind: str, replicas: int, shares: int, *, timeout: float) -> DeviceMes
             with torch's own timeout, of half an hour.
     """
     ranks = torch.arange(replicas * shares).view(replicas, shares)
-    own = [
+    groups = [
         distributed.new_subgroups_by_enumeration(rows.tolist(), timeout=timedelta(seconds=timeout))[
             0
         ]
         for rows in (ranks.T, ranks)
     ]
-    return DeviceMesh.from_group(own, kind, mesh=ranks, mesh_dim_names=("replica", "share"))
+    return DeviceMesh.from_group(groups, kind, mesh=ranks, mesh_dim_names=("replica", "share"))
 
 
 def _copied(model: HookedModel, tensors: Mapping[int, Tensor], role: _Role) -> HookedModel:

@@ -91,7 +91,9 @@ class _Passes:
         if not is_of_share:
             return [np.zeros_like(is_missing) for is_missing in missing]
         pending = map(self.writer.find_missing, target_sets, keys)
-        return [both[0] & both[1] for both in zip(missing, pending, strict=True)]
+        return [
+            is_missing & is_pending for is_missing, is_pending in zip(missing, pending, strict=True)
+        ]
 
 
 @standard_state()
