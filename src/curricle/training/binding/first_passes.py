@@ -69,7 +69,7 @@ def run_first_pass(owner: str, forward: Forward, batch: Batch, module: nn.Module
 
 
 def type_words(owner: str, module: nn.Module, inputs: Inputs, cause: str) -> str:
-    """Return what to convert after a pass that failed for the type of an input; empty otherwise.
+    """Return the conversion of an input whose type failed a pass; empty without one.
 
     Args:
         owner: `student` or `teacher`.
@@ -99,6 +99,9 @@ def type_words(owner: str, module: nn.Module, inputs: Inputs, cause: str) -> str
                 f"{label} meet weights of type {names}: pass {owner}.float(), with "
                 f"TrainingSettings(teacher_precision='bfloat16') for fast passes"
             )
+        if not weights <= CASTS.keys():
+            # As of 8 bits, to which no inputs are converted.
+            return ""
         cast = CASTS[max(weights, key=lambda dtype: dtype.itemsize)]
         scale = "" if is_float else ", and scale them as the model was trained"
         return f"{label} meet weights of type {names}: convert them {where}, by .{cast}(){scale}"

@@ -262,3 +262,22 @@ def test_an_error_of_another_kind_stays_as_it_is() -> None:
     wide = Batch(inputs=drawn(4, 7), labels=CLASSES)
     with pytest.raises(BindError, match=r"its forward pass failed with: mat1 and mat2 shapes.*\)$"):
         run_on(wide, one_shot(total="1 steps"), Features)
+
+
+@pytest.mark.parametrize("others", [torch.float8_e4m3fn, torch.bfloat16])
+def test_weights_to_whose_type_no_input_is_converted_leave_the_error_of_torch(
+    others: torch.dtype,
+) -> None:
+    teacher = model(Features, 6)
+    teacher.module.to(others)
+    block = teacher.module.block
+    assert isinstance(block, nn.Linear)
+    block.to(torch.float8_e4m3fn)
+    batch = Batch(inputs=drawn(4, 6), labels=CLASSES)
+    parts: dict[str, Any] = {"teacher": LiveTeacher(teacher), "stream": Listed(batch)}
+    with pytest.raises(BindError) as error:
+        bound(one_shot(total="1 steps"), student=model(Features, 4), **parts)
+    assert str(error.value).endswith(
+        "its forward pass failed with: mat1 and mat2 must have the same dtype, but got Float and "
+        "Float8_e4m3fn"
+    )
