@@ -100,7 +100,7 @@ def known_arguments(
     Args:
         function: The function.
         hint: Returns the end of the sentence about an unknown name, from it and the known ones.
-        contents: What an argument holds, by its name, for those that are missing.
+        contents: Content of an argument, by its name, for those that are missing.
     """
     signature = inspect.signature(function)
 

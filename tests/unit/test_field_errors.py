@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from datetime import date
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -227,6 +228,7 @@ class Foreign(BaseModel):
     name: Annotated[str, Field(pattern="^[a-c]+$")]
     size: Annotated[int, Field(multiple_of=4)] = 4
     mode: Literal["row", "column"] = "row"
+    day: date = date(2026, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +241,10 @@ class Foreign(BaseModel):
             "'mode' must be 'row' or 'column'; got 'col'; did you mean 'column'?",
         ),
         ({}, "'name' must be given"),
+        (
+            {"name": "a", "day": "x"},
+            "'day' does not have the form of this field; got 'x'",
+        ),
     ],
 )
 def test_types_that_are_not_ours_have_sentences_as_well(data: object, expected: str) -> None:

@@ -53,8 +53,8 @@ class Placing:
             )
         if self.place == "ray" and self.jobs != 1:
             raise SpecError(
-                f"'--jobs' must be left out with '--on ray', whose resources say how many tasks "
-                f"run at the same time; got {self.jobs}"
+                f"'--jobs' must be left out with '--on ray', whose resources determine the "
+                f"number of tasks at the same time; got {self.jobs}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Workers that do jobs beside this process: what a pool asks of them, and processes here.
+"""Workers that do jobs beside this process: their interface to a pool, and processes here.
 
 Design: the parent holds one end of a pipe and every worker waits at the other. When the parent
 closes its end, or is killed and the system closes it, the workers end at once.

@@ -24,7 +24,13 @@ def test_an_unknown_place_is_named_with_those_there_are() -> None:
 
 
 def test_a_cluster_takes_no_number_of_jobs() -> None:
-    with pytest.raises(SpecError, match=r"'--jobs' must be left out with '--on ray'.*got 4"):
+    with pytest.raises(
+        SpecError,
+        match=(
+            r"'--jobs' must be left out with '--on ray', whose resources determine the number of "
+            r"tasks at the same time; got 4$"
+        ),
+    ):
         Placing(jobs=4, place="ray")
 
 

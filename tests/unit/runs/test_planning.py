@@ -102,7 +102,14 @@ def test_a_plan_refuses_an_optimizer_of_torch() -> None:
 
 @pytest.mark.parametrize(
     ("place", "sentence"),
-    [(0, "'student' must be"), (1, "'teacher' must be"), (2, "'curriculum' must be")],
+    [
+        (0, "'student' must be"),
+        (1, "'teacher' must be"),
+        (
+            2,
+            "'curriculum' must be the result of a strategy, as curricle.extraction\\(total='10k st",
+        ),
+    ],
 )
 def test_what_does_not_fit_is_refused(place: int, sentence: str) -> None:
     parts = [mlp(5).module, mlp(16, seed=1).module, curricle.one_shot(total="4 steps"), parity()]

@@ -59,7 +59,7 @@ STRATEGY_ARGUMENTS: Mapping[str, str] = MappingProxyType(
 
 CONTENTS: Mapping[str, str] = MappingProxyType(
     {
-        "curriculum": "what a strategy returns, as curricle.auto(total='1000 steps')",
+        "curriculum": "the result of a strategy, as curricle.auto(total='1000 steps')",
         "data": "a DataLoader or a stream of training batches",
         "evaluation": (
             "held-out data with labels: a DataLoader, a stream or a list of "
@@ -67,7 +67,7 @@ CONTENTS: Mapping[str, str] = MappingProxyType(
         ),
     }
 )
-"""What an argument holds, for the sentence about one that is missing."""
+"""Content of an argument, for the sentence about one that is missing."""
 
 
 def named_arguments(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -214,8 +214,8 @@ def require_curriculum(curriculum: object) -> None:
     """
     if not isinstance(curriculum, Curriculum):
         raise BindError(
-            f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
-            f"steps'); got {_describe(curriculum)}"
+            f"'curriculum' must be the result of a strategy, as curricle.extraction("
+            f"total='10k steps'); got {_describe(curriculum)}"
         )
 
 

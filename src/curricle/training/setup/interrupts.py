@@ -176,7 +176,7 @@ class Interrupts:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise `Interrupted` within the block for signals that would end the process without a word.
+    """Raise `Interrupted` in the block for signals that would end the process without a message.
 
     A run within takes them over, to end at a step; see `Interrupts`.
 
@@ -192,8 +192,8 @@ def noted_interrupts(
 ) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
     """Return a decorator for functions that signals end with a note on the effect of another call.
 
-    A signal that would end the process without a word raises `Interrupted`, and the note is logged
-    as well, since Python prints nothing of an exception that ends the process.
+    A signal that would end the process without a message raises `Interrupted`, and the note is
+    logged as well, since Python prints nothing of an exception that ends the process.
 
     Args:
         note: Returns the note for the arguments of the call by name, defaults left out. It is
