@@ -22,6 +22,7 @@ Source:
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
 import torch
@@ -229,24 +230,18 @@ class AutoStart:
 Start = ClosedForm | AutoStart
 WarmStart = Annotated[Start, Field(discriminator="kind")]
 """Field type of a warm start, selected by `kind`."""
-KINDS: Mapping[str, Callable[[], Start]] = {
-    "random": RandomStart,
-    "principal": PrincipalStart,
-    "selection": SelectionStart,
-    "least_squares": LeastSquaresStart,
-    "guide": partial(LeastSquaresStart, blocks=1),
-    "auto": AutoStart,
-}
-"""Warm starts by name."""
-REACHES: Mapping[str, str] = {
-    "random": "the embeddings alone",
-    "principal": "the embeddings alone",
-    "selection": "the embeddings alone",
-    "least_squares": "embeddings, blocks and head",
-    "guide": "the embeddings and the first block",
-    "auto": "the first that fits of least_squares, random and principal",
-}
-"""What each sets in the student, by name."""
+EMBEDDINGS = "the embeddings alone"
+STARTS: Mapping[str, tuple[Callable[[], Start], str]] = MappingProxyType(
+    {
+        "random": (RandomStart, EMBEDDINGS),
+        "principal": (PrincipalStart, EMBEDDINGS),
+        "selection": (SelectionStart, EMBEDDINGS),
+        "least_squares": (LeastSquaresStart, "embeddings, blocks and head"),
+        "guide": (partial(LeastSquaresStart, blocks=1), "the embeddings and the first block"),
+        "auto": (AutoStart, "the first that fits of least_squares, random and principal"),
+    }
+)
+"""Warm starts, and parts of the student that a start sets, by name."""
 
 
 def warm_start(start: Start | str | None) -> Start | None:
@@ -257,15 +252,23 @@ def warm_start(start: Start | str | None) -> Start | None:
     """
     if not isinstance(start, str):
         return start
-    if start not in KINDS:
-        raise SpecError(f"'init' {_unknown(start)}")
-    return KINDS[start]()
+    try:
+        return _start_of_name(start)
+    except ValueError as error:
+        raise SpecError(f"'init' {error}") from None
 
 
-def _unknown(start: str) -> str:
-    """Return the sentence about a name that is none, without the name of the field."""
-    names = ", ".join(f"{name!r} ({reach})" for name, reach in REACHES.items())
-    return f"must be one of {names}; got {start!r}"
+def _start_of_name(name: str) -> Start:
+    """Return the start of a name.
+
+    Raises:
+        ValueError: If no start has it, without the name of the field: a parsed value has its path.
+    """
+    if name not in STARTS:
+        names = ", ".join(f"{known!r} ({reach})" for known, (_, reach) in STARTS.items())
+        raise ValueError(f"must be one of {names}; got {name!r}")
+    make, _ = STARTS[name]
+    return make()
 
 
 def start_before_layers(start: Start | str | None, *, shares_projection: bool) -> Start | None:
@@ -293,12 +296,7 @@ def _named(start: object) -> object:
     Raises:
         ValueError: If no start has the name.
     """
-    if not isinstance(start, str):
-        return start
-    if start not in KINDS:
-        # The name of the field is added where the value is parsed.
-        raise ValueError(_unknown(start))
-    return KINDS[start]()
+    return _start_of_name(start) if isinstance(start, str) else start
 
 
 if TYPE_CHECKING:

@@ -7,8 +7,6 @@ import torch
 import yaml
 
 from curricle.curriculum.initialization import (
-    KINDS,
-    REACHES,
     LeastSquaresStart,
     PrincipalStart,
     RandomStart,
@@ -117,4 +115,3 @@ def test_a_name_that_no_start_has_is_answered_by_what_each_sets() -> None:
     )
     with pytest.raises(SpecError, match=r"^'init' must be one of 'random' \(the embeddings"):
         warm_start("embeddings")
-    assert REACHES.keys() == KINDS.keys()
