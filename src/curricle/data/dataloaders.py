@@ -15,14 +15,14 @@ Limits: draws from numpy's or Python's own global generators are not named strea
 of the first batch are compared, and a loader that gives different ones is refused.
 """
 
-import hashlib
 from collections.abc import Sized
 from typing import final
 
-import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from curricle.data.batch import Batch, named
+from curricle.data.batch import Batch
+from curricle.data.batch_tensors import tensors_by_field, tensors_digest
 from curricle.data.collation import Positions, batch_of, check_first, declared_positions
 from curricle.data.indexed import IndexedItems
 from curricle.data.iterables import ItemsInOrder
@@ -296,24 +296,16 @@ def _note(first: Batch) -> str:
 
 
 def _digest(batch: Batch) -> str:
-    """Return a digest of everything in a batch."""
-    tensors = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
-    # Only where they are given, so that digests of other data stay those of earlier versions.
-    apart = {
-        f"teacher_inputs {name}": tensor for name, tensor in named(batch.teacher_inputs).items()
-    }
-    if batch.alignment is not None:
-        apart["alignment"] = batch.alignment
-    if batch.matched is not None:
-        apart["matched"] = batch.matched
-    digest = hashlib.sha256()
-    for name, tensor in [*named(batch.inputs).items(), *tensors.items(), *apart.items()]:
-        digest.update(name.encode())
-        if tensor is not None:
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(content.numpy().tobytes())
-    return digest.hexdigest()
+    """Return a digest of all tensors of a batch, by the names and in the order of all versions."""
+    fields = tensors_by_field(batch)
+    pairs: list[tuple[str, Tensor | None]] = [*fields["inputs"].items()]
+    # These have their names in every digest, the others only where they are present.
+    pairs += [(field, getattr(batch, field)) for field in ("labels", "selected", "valid")]
+    teacher_inputs = fields["teacher_inputs"].items()
+    pairs += [(f"teacher_inputs {name}", tensor) for name, tensor in teacher_inputs]
+    for field in ("alignment", "matched"):
+        pairs += [(field, tensor) for tensor in fields[field].values()]
+    return tensors_digest(pairs)
 
 
 def _name(instance: object) -> str:

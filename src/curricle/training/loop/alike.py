@@ -4,18 +4,15 @@ Each process builds its own. A teacher or a batch that differs in one of them wo
 without an error, since gradients are added up whatever they are gradients of.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from curricle.data.batch import Batch
+from curricle.data.batch_tensors import named_tensors, tensors_digest
 from curricle.errors import BindError
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import changed_facts
 from curricle.training.loop.evaluation import Evaluator, held_out_batches
-from curricle.training.loop.recovery import batch_tensors
 from curricle.values import plain
 
 OWN = ("threads", "timeout")
@@ -75,8 +72,5 @@ def batch_digest(batch: Batch) -> str:
     Args:
         batch: The batch.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(batch_tensors(batch).items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    # Sorted: the order of a mapping may differ between processes.
+    return tensors_digest(sorted(named_tensors(batch).items()))

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from curricle.checksums import SEAL, folder_seal
-from curricle.data.batch import Batch, named
+from curricle.data.batch import Batch
+from curricle.data.batch_tensors import named_tensors
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_leftovers
 from curricle.models.weights import serializing
@@ -206,7 +207,7 @@ class Recovery:
         # A disk that refuses must not hide the failure itself.
         with suppress(CheckpointError), new_folder(path) as temporary:
             with serializing(path):
-                save_file(batch_tensors(batch), temporary / BATCH)
+                save_file(_copies(batch), temporary / BATCH)
             text = json.dumps({"step": step, **facts}, indent=1)
             (temporary / FAILURE).write_text(text, encoding="utf-8")
             (temporary / SEAL).write_text(folder_seal(temporary, [BATCH, FAILURE]))
@@ -253,20 +254,9 @@ def clear_failed_steps(folder: Path) -> None:
     remove_leftovers(folder / FAILED, r"step-\d{9,}")
 
 
-def batch_tensors(batch: Batch) -> dict[str, Tensor]:
-    """Return copies of the tensors of a batch on the CPU, by names of its fields and inputs.
-
-    Args:
-        batch: The batch.
-    """
-    fields: dict[str, Mapping[str, Tensor]] = {
-        "inputs": named(batch.inputs),
-        "teacher_inputs": named(batch.teacher_inputs),
-    }
-    for name in ("labels", "selected", "valid", "alignment", "matched"):
-        fields[name] = named(getattr(batch, name))
+def _copies(batch: Batch) -> dict[str, Tensor]:
+    """Return copies of the tensors of a batch on the CPU, none of which shares memory."""
     return {
-        f"{field}/{name}" if name else field: tensor.detach().cpu().clone().contiguous()
-        for field, tensors in fields.items()
-        for name, tensor in tensors.items()
+        name: tensor.detach().cpu().clone().contiguous()
+        for name, tensor in named_tensors(batch).items()
     }

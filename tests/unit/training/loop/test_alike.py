@@ -110,3 +110,9 @@ def test_a_batch_of_other_shapes_or_types_has_another_digest() -> None:
         changed(inputs={"b": torch.arange(6.0).view(2, 3)}),
     ]
     assert len(set(map(batch_digest, batches))) == len(batches)
+
+
+def test_the_order_of_named_inputs_is_no_difference() -> None:
+    inputs = {"a": torch.ones(2, 3), "b": torch.zeros(2, 3)}
+    backwards = dict(reversed(inputs.items()))
+    assert batch_digest(changed(inputs=inputs)) == batch_digest(changed(inputs=backwards))
