@@ -5,7 +5,8 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ StoredRows = dict[tuple[str, bytes], list[bytes]]
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     """Return normal numbers that depend on the shape and the seed only."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def worker_processes() -> set[int | None]:
+    """Return the processes that this one has started by multiprocessing and that still run."""
+    return {process.pid for process in active_children()}
+
+
+def child_processes(pid: int) -> list[int]:
+    """Return the processes that a process has started, by their number on the machine."""
+    with suppress(FileNotFoundError):
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return sorted(map(int, words))
+    return []
 
 
 def kernel_device() -> str:

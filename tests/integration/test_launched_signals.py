@@ -13,6 +13,7 @@ import pytest
 
 from curricle.locks import locked
 from curricle.training.loop.checkpoints import latest_checkpoint
+from tests.parts import child_processes
 
 SPEC = Path(__file__).parents[2] / "recipes" / "parity.yaml"
 SECONDS = 90
@@ -29,14 +30,6 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started, by their number on the machine."""
-    with suppress(FileNotFoundError):
-        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return sorted(map(int, words))
-    return []
 
 
 def has_ended(pid: int) -> bool:
@@ -88,7 +81,7 @@ def launched(
 
     try:
         wait_until(lambda: latest_checkpoint(folder / "checkpoints") or launcher.poll() is not None)
-        ranks += children(launcher.pid)
+        ranks += child_processes(launcher.pid)
         assert len(ranks) == 2, (folder.parent / "errors").read_text()
         yield launcher, ranks, ended
     finally:

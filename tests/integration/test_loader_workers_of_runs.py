@@ -3,9 +3,8 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from curricle.data.loader_workers import end_workers_of
 from curricle.records import Record, StepRecord
 from curricle.training.loop.staged import staged_loss
 from curricle.training.setup.settings import TrainingSettings
-from tests.parts import drawn
+from tests.parts import drawn, worker_processes
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +51,7 @@ def one_shot() -> curricle.Curriculum:
     return curricle.one_shot(total=f"{STEPS} steps")
 
 
-def distilled(data: DataLoader[Any], **options: Any) -> curricle.Result:
+def distilled(data: Any, **options: Any) -> curricle.Result:
     arguments: dict[str, Any] = {"evaluation": HELD_OUT} | options
     return curricle.distill(network(), network(1), one_shot(), data, **arguments)
 
@@ -91,30 +90,68 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "capture_targets": lambda folder: curricle.capture_targets(
         network(), network(1), one_shot(), loader(), folder=folder
     ),
-    "evaluate": lambda _: curricle.evaluate(network(), loader()),
-    "plan": lambda _: curricle.plan(network(), network(1), one_shot(), loader()),
     "staged_loss": lambda _: staged(),
 }
 
 
+class Started(NamedTuple):
+    """Iterator over a loader, which a reference keeps from ending its workers by itself."""
+
+    iterator: Iterator[Any]
+    workers: set[int | None]
+    """Processes that ran when it had been made, beyond those before the test."""
+
+
 @pytest.fixture
-def num_children() -> Callable[[], int]:
-    """Return the number of child processes beyond those before the test."""
-    before = {child.pid for child in active_children()}
-    return lambda: len({child.pid for child in active_children()} - before)
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    """Return the iterators over loaders that the test makes."""
+    before, made = worker_processes(), list[Started]()
+    make: Callable[[DataLoader[Any]], Iterator[Any]] = DataLoader.__iter__
+
+    def kept(source: DataLoader[Any]) -> Iterator[Any]:
+        iterator = make(source)
+        made.append(Started(iterator, worker_processes() - before))
+        return iterator
+
+    monkeypatch.setattr(DataLoader, "__iter__", kept)
+    return made
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_leaves_no_worker(name: str, num_children: Any, tmp_path: Path) -> None:
+def test_a_call_leaves_no_worker_even_if_iterators_are_kept(
+    name: str, started: list[Started], tmp_path: Path
+) -> None:
+    before = worker_processes()
     CALLS[name](tmp_path / "run")
-    assert num_children() == 0
+    assert any(workers for _, workers in started)
+    assert not worker_processes() - before
 
 
-def test_workers_read_while_a_run_goes_on(num_children: Any) -> None:
+def test_the_workers_of_an_evaluation_end_with_its_pass(started: list[Started]) -> None:
+    before = worker_processes()
+    curricle.evaluate(network(), loader())
+    assert [len(workers) for _, workers in started] == [1]
+    assert not worker_processes() - before
+
+
+def test_a_plan_starts_no_worker(started: list[Started]) -> None:
+    curricle.plan(network(), network(1), one_shot(), loader())
+    assert not any(workers for _, workers in started)
+
+
+def test_a_stream_that_outlives_its_run_leaves_no_worker() -> None:
+    before, data = worker_processes(), curricle.stream(loader())
+    distilled(data)
+    assert not worker_processes() - before
+    assert data.batch_size == 8
+
+
+def test_workers_read_while_a_run_goes_on() -> None:
+    before = worker_processes()
     numbers: list[int] = []
     distilled(
         loader(),
-        observers=[lambda _: numbers.append(num_children())],
+        observers=[lambda _: numbers.append(len(worker_processes() - before))],
         settings=TrainingSettings(log_every=2),
     )
     assert max(numbers) == 1
@@ -123,40 +160,41 @@ def test_workers_read_while_a_run_goes_on(num_children: Any) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("data", [None, InOrder()], ids=["indexes", "iterable"])
 def test_an_error_in_a_run_leaves_no_worker_while_its_traceback_is_kept(
-    error: type[BaseException], data: Any, num_children: Any
+    error: type[BaseException], data: Any
 ) -> None:
+    before = worker_processes()
     numbers: list[int] = []
 
     def fail(record: Record) -> None:
         if isinstance(record, StepRecord) and record.usage.steps >= 4:
-            numbers.append(num_children())
+            numbers.append(len(worker_processes() - before))
             raise error("observer")
 
     with pytest.raises(error) as raised:
         distilled(loader(data), observers=[fail], settings=TrainingSettings(log_every=2))
     assert numbers == [1]
-    assert num_children() == 0
+    assert not worker_processes() - before
     del raised
 
 
-def test_an_error_of_held_out_data_leaves_no_worker(num_children: Any) -> None:
+def test_an_error_of_held_out_data_leaves_no_worker() -> None:
+    before = worker_processes()
+
     def collate(_: Sequence[object]) -> Tensor:
         raise ValueError("damaged")
 
     with pytest.raises(ValueError, match="damaged") as raised:
         distilled(loader(), evaluation=loader(collate_fn=collate))
-    assert num_children() == 0
+    assert not worker_processes() - before
     del raised
 
 
-def test_an_iterable_loader_keeps_its_persistent_workers_for_the_next_run(
-    num_children: Any,
-) -> None:
-    data = loader(InOrder(), persistent_workers=True)
+def test_an_iterable_loader_keeps_its_persistent_workers_for_the_next_run() -> None:
+    before, data = worker_processes(), loader(InOrder(), persistent_workers=True)
     numbers = list[int]()
     for _ in range(2):
         distilled(data)
-        numbers.append(num_children())
+        numbers.append(len(worker_processes() - before))
     assert numbers == [1, 1]
     end_workers_of(data._iterator)
 

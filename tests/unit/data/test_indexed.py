@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sized
-from multiprocessing import active_children
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from curricle.data.indexed import IndexedItems
+from tests.parts import worker_processes
 
 
 class Numbers(Dataset[Any]):
@@ -39,10 +39,6 @@ def readers(source: IndexedItems, steps: range) -> list[int]:
     return [int(item[0, 1]) for item in fetched]
 
 
-def children() -> set[int | None]:
-    return {child.pid for child in active_children()}
-
-
 def test_an_order_of_millions_is_not_listed() -> None:
     source = IndexedItems(DataLoader(Numbers(2**21), batch_size=2, shuffle=True), seed=0)
     batches = source._order._batches
@@ -53,18 +49,18 @@ def test_an_order_of_millions_is_not_listed() -> None:
 
 @pytest.mark.integration
 def test_a_single_step_starts_no_worker() -> None:
-    before, source = children(), items()
+    before, source = worker_processes(), items()
     assert readers(source, range(1)) == [os.getpid()]
-    assert children() == before
+    assert worker_processes() == before
 
 
 @pytest.mark.integration
 def test_workers_that_are_ended_leave_no_process_and_start_again() -> None:
-    before, source = children(), items()
+    before, source = worker_processes(), items()
     first = readers(source, range(2))
-    assert children() - before == {first[1]}
+    assert worker_processes() - before == {first[1]}
     source.end_workers()
-    assert children() == before
+    assert worker_processes() == before
     second: Any = source.read(2)
     assert second[:, 0].tolist() == [8, 9, 10, 11]
     assert int(second[0, 1]) not in {os.getpid(), first[1]}
@@ -73,20 +69,20 @@ def test_workers_that_are_ended_leave_no_process_and_start_again() -> None:
 
 @pytest.mark.integration
 def test_workers_end_with_the_last_reference_to_their_items() -> None:
-    before, source = children(), items()
+    before, source = worker_processes(), items()
     readers(source, range(2))
     # Without a cycle of references no garbage collection is needed.
     del source
-    assert children() == before
+    assert worker_processes() == before
 
 
 @pytest.mark.integration
 def test_workers_end_with_an_error_of_the_data_set_while_its_traceback_is_kept() -> None:
-    before, source = children(), items(damaged=8)
+    before, source = worker_processes(), items(damaged=8)
     readers(source, range(2))
     with pytest.raises(ValueError, match="damaged") as error:
         source.read(2)
-    assert children() == before
+    assert worker_processes() == before
     del error
 
 

@@ -1,7 +1,5 @@
 """End of the worker processes of loaders."""
 
-from collections.abc import Callable
-from multiprocessing import active_children
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from curricle import seeding
 from curricle.data.dataloaders import stream
 from curricle.data.loader_workers import end_workers, end_workers_of, ended_workers, items_of_pass
 from curricle.data.synthetic.parity import ParityStream
+from tests.parts import worker_processes
 
 
 class Numbers(Dataset[Tensor]):
@@ -34,51 +33,44 @@ def loader(*, is_damaged: bool = False, **options: Any) -> DataLoader[Any]:
     return DataLoader(Numbers(is_damaged=is_damaged), batch_size=2, num_workers=2, **options)
 
 
-@pytest.fixture
-def num_children() -> Callable[[], int]:
-    """Return the number of child processes beyond those before the test."""
-    before = {child.pid for child in active_children()}
-    return lambda: len({child.pid for child in active_children()} - before)
-
-
 def test_a_stream_without_workers_is_left_alone() -> None:
     end_workers(ParityStream(num_inputs=3, degree=2, batch_size=4, seed=0, purpose="train"))
 
 
 @pytest.mark.integration
-def test_workers_of_a_stream_end_after_a_block_that_fails(num_children: Any) -> None:
+def test_workers_of_a_stream_end_after_a_block_that_fails() -> None:
     data = stream(loader())
+    before = worker_processes()
     numbers: list[int] = []
 
     def interrupted() -> None:
         with ended_workers(data):
             data.batch(0)
             data.batch(1)
-            numbers.append(num_children())
+            numbers.append(len(worker_processes() - before))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert numbers == [2]
-    assert num_children() == 0
+    assert not worker_processes() - before
 
 
 @pytest.mark.integration
-def test_workers_of_a_pass_end_with_its_error_while_the_traceback_is_kept(
-    num_children: Any,
-) -> None:
+def test_workers_of_a_pass_end_with_its_error_while_the_traceback_is_kept() -> None:
+    before = worker_processes()
     with seeding.scoped(0, "pass"), pytest.raises(ValueError, match="damaged") as error:
         items_of_pass(loader(is_damaged=True))
-    assert num_children() == 0
+    assert not worker_processes() - before
     del error
 
 
 @pytest.mark.integration
-def test_a_pass_leaves_persistent_workers_to_their_loader(num_children: Any) -> None:
-    source = loader(persistent_workers=True)
+def test_a_pass_leaves_persistent_workers_to_their_loader() -> None:
+    before, source = worker_processes(), loader(persistent_workers=True)
     with seeding.scoped(0, "pass"):
         items: list[Any] = items_of_pass(source)
     assert torch.cat(items).flatten().tolist() == list(range(8))
-    assert num_children() == 2
+    assert len(worker_processes() - before) == 2
     # As torch does for a loader that is kept until the interpreter exits.
     end_workers_of(source._iterator)
