@@ -49,9 +49,9 @@ def test_a_grammar_is_read_back_from_plain_data() -> None:
         (2, "2 = 1 | 1", r"'rules' must differ, .*; got \(2, \(1,\)\) twice"),
         (3, "3 = 2\n2 = 3", r"'rules' must not lead .* itself; got a circle among \[2, 3\]"),
         (3, "3 = 2 1\n2 = 1", r"'rules' must lead .* of one level; got levels \[0, 1\] from 3"),
-        (2, "2 = 0", "'Grammar.rules.0.1.0': .*greater than 0; got 0"),
+        (2, "2 = 0", "'Grammar.rules.0.1.0' .*greater than 0; got 0"),
         (2, "2 = 40000", "less than 32768; got 40000"),
-        (2, "2 = ", "'Grammar.rules.0.1': .*at least 1 item"),
+        (2, "2 = ", "'Grammar.rules.0.1' .*at least 1 item"),
     ],
 )
 def test_a_mistake_in_a_grammar_is_told(start: int, rules: str, sentence: str) -> None:
