@@ -28,6 +28,8 @@ from curricle.values import value
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Colors that stay apart for color-blind readers, after Okabe and Ito 2008, with a gray."""
+LARGEST = 1e300
+"""Largest number of a curve; integers of a damaged record may be beyond any float."""
 MOST_POINTS = 400
 """Points of a curve; of a longer one the extremes are kept."""
 FEWEST_POINTS, ALL_POINTS = 50, 20_000
@@ -249,7 +251,15 @@ def _shared_steps(runs: Sequence[Run], points: Sequence[Points]) -> Sequence[int
 
 def _at(steps: Sequence[int], points: Points, numbers: Sequence[float]) -> NDArray[np.float64]:
     """Return numbers at steps, between the points of a run and, unchanged, behind its last."""
-    return np.interp(steps, [usage.steps for usage, _ in points], numbers)
+    places = [usage.steps for usage, _ in points]
+    return np.interp(_bounded(steps), _bounded(places), _bounded(numbers))
+
+
+def _bounded(numbers: Sequence[float]) -> NDArray[np.float64]:
+    """Return numbers as floats; integers of a damaged record may be beyond any of them."""
+    return np.array(
+        [float(min(max(number, -LARGEST), LARGEST)) for number in numbers], dtype=np.float64
+    )
 
 
 def _consumed(steps: Sequence[int], curves: Sequence[Points], name: str) -> tuple[float, ...]:

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,18 @@ def test_a_curve_is_the_mean_over_seeds_with_its_interval(pair: tuple[Run, ...])
     assert curve.low == pytest.approx((0.6 - 1.27062, 0.85 - 0.63531))
     assert curve.high == pytest.approx((0.6 + 1.27062, 0.85 + 0.63531))
     assert curve.num_seeds == 2
+
+
+def test_costs_beyond_any_float_are_drawn_at_the_largest_number(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    folder = write_run(tmp_path, {5: 0.5, 10: 0.8})
+    path = folder / "records.jsonl"
+    text = re.sub(r'"teacher_flops": \d+', f'"teacher_flops": {10**400}', path.read_text())
+    edit_records(path, text)
+    curve = learning_curve(load_runs([folder]), "accuracy")
+    assert max(curve.usage["total_flops"]) == 1e300
+    assert curve.middle == pytest.approx((0.5, 0.8))
 
 
 def test_a_metric_that_was_not_recorded_has_no_points(pair: tuple[Run, ...]) -> None:
