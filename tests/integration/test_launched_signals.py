@@ -91,6 +91,13 @@ def launched(
         launcher.wait()
 
 
+def stopped(number: signal.Signals, folder: Path) -> str:
+    """Return the sentence about a run that a signal has ended with a checkpoint."""
+    name = "" if number == signal.SIGINT else f" by {number.name}"
+    command = f"curricle resume {folder}"
+    return f"curricle: stopped{name}; {command!r} resumes from the newest checkpoint"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_launcher_ends_the_run_with_a_checkpoint_and_one_sentence(
     number: signal.Signals, tmp_path: Path
@@ -100,11 +107,7 @@ def test_a_signal_to_the_launcher_ends_the_run_with_a_checkpoint_and_one_sentenc
         errors = ended()
         assert launcher.returncode == 128 + number
         assert all(map(has_ended, ranks))
-    name = "" if number == signal.SIGINT else f" by {number.name}"
-    assert errors.splitlines()[-1] == (
-        f"curricle: stopped{name}; 'curricle resume {tmp_path / 'run'}' resumes from the newest "
-        f"checkpoint"
-    )
+    assert errors.splitlines()[-1] == stopped(number, tmp_path / "run")
     assert errors.count("curricle: stopped") == 1
 
 
@@ -113,10 +116,7 @@ def test_a_signal_to_one_process_ends_all_as_one_to_the_launcher(tmp_path: Path)
         os.kill(ranks[1], signal.SIGUSR1)
         errors = ended()
         assert launcher.returncode == 128 + signal.SIGUSR1
-    assert errors.splitlines()[-1] == (
-        f"curricle: stopped by SIGUSR1; 'curricle resume {tmp_path / 'run'}' resumes from the "
-        f"newest checkpoint"
-    )
+    assert errors.splitlines()[-1] == stopped(signal.SIGUSR1, tmp_path / "run")
 
 
 def test_a_killed_process_is_the_cause_that_is_named(tmp_path: Path) -> None:

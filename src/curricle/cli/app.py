@@ -540,23 +540,16 @@ def _run(command: str, spec: "RunSpec", placing: Placing) -> None:
 def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
     """Return the command that continues an interrupted run, and its starting point."""
     line = again or shlex.join(["curricle", "resume", str(spec.folder)])
+    from curricle.runs.folder import has_checkpoint
+
     reason = ""
     if spec.engine.save_every is None:
         reason = "the spec sets no 'engine.save_every'"
-    elif not again and not _has_checkpoint(spec.folder):
+    elif not again and not has_checkpoint(spec.folder):
         reason = "they have no checkpoint yet"
     if has_saved or not reason:
         return f"'{line}' resumes from the newest checkpoint"
     return f"'{line}' keeps finished runs and restarts the others, since {reason}"
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    """Return whether an unfinished run in a folder, or below it, has a checkpoint."""
-    from curricle.runs.folder import STUDENTS, TEACHER, end_of
-    from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
-
-    runs = (folder, folder / TEACHER, *folder.glob(f"{STUDENTS}/*/*"))
-    return any(latest_checkpoint(run / CHECKPOINTS) and end_of(run) is None for run in runs)
 
 
 def _compare_students(spec: "RunSpec", placing: Placing) -> None:

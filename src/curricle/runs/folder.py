@@ -25,6 +25,7 @@ from curricle.models.weights import load_weights
 from curricle.records import RECORDS, EndRecord, RunRecord, read_records
 from curricle.runs.spec import RunSpec
 from curricle.runs.teacher_file import TEACHER_METRICS
+from curricle.training.loop.checkpoints import CHECKPOINTS, latest_checkpoint
 from curricle.training.loop.resuming import FINISHED, RunFolder, check_weights_file
 from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
 
@@ -352,6 +353,16 @@ def _changed_settings(then: Plain, now: Plain) -> list[str]:
         is_drawn = then.get("seed") != now.get("seed")
         words = [*(of_task or ([] if is_drawn else ["the data are others"])), *words]
     return words
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether an unfinished run in a folder, or below it, has a checkpoint.
+
+    Args:
+        folder: Folder of a run or of a comparison.
+    """
+    runs = (folder, folder / TEACHER, *folder.glob(f"{STUDENTS}/*/*"))
+    return any(latest_checkpoint(run / CHECKPOINTS) and end_of(run) is None for run in runs)
 
 
 def end_of(folder: Path) -> EndRecord | None:

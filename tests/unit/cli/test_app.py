@@ -86,31 +86,6 @@ def test_an_interrupt_tells_how_to_go_on_and_from_where(
     assert capsys.readouterr().err.startswith(f"curricle: stopped; {remedy}")
 
 
-@pytest.mark.parametrize(
-    ("finished", "unfinished", "expected"),
-    [((), (), False), (("teacher",), (), False), (("teacher",), (".",), True)],
-)
-def test_checkpoints_of_finished_runs_are_not_resumed_from(
-    tmp_path: Path,
-    finished: tuple[str, ...],
-    unfinished: tuple[str, ...],
-    expected: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        "curricle.runs.folder.end_of",
-        lambda run: "end" if str(run.relative_to(tmp_path)) in finished else None,
-    )
-    for name in (*finished, *unfinished):
-        checkpoint = tmp_path / name / "checkpoints" / "step-000000008"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "state.json").touch()
-    # A note about a damaged checkpoint is none.
-    (tmp_path / "students" / "one_shot" / "seed-0" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "students/one_shot/seed-0/checkpoints/fallbacks.json").touch()
-    assert cli._has_checkpoint(tmp_path) is expected
-
-
 def test_the_version_is_that_of_the_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,89 +100,24 @@ def test_students_of_a_cluster_are_those_of_one_process(
 
 
 @dataclass(frozen=True)
-class WaitingStream:
-    """Parity batches; the first process that reads one of them waits until it is killed."""
+class FaultyStream:
+    """Parity batches; the first process that reads one of them dies, or waits to be killed."""
 
     folder: str
     step: int
+    waits: bool = False
 
     def batch(self, step: int) -> Batch:
         with Path(self.folder, "steps").open("a") as file:
             file.write(f"{step} ")
-        marker = Path(self.folder, "waits")
+        marker = Path(self.folder, "faulty")
         if step == self.step and not marker.exists():
             import ray
 
             with new_file(marker) as temporary:
                 temporary.write_text(f"{os.getpid()} {ray.get_runtime_context().get_node_id()}")
-            time.sleep(120)
-        return parity().batch(step)
-
-    @property
-    def batch_size(self) -> int:
-        return parity().batch_size
-
-    @property
-    def tokens_per_batch(self) -> int:
-        return parity().tokens_per_batch
-
-    @property
-    def fingerprint(self) -> str:
-        return parity().fingerprint
-
-
-def test_a_run_whose_node_is_lost_goes_on_on_another_from_its_checkpoint(
-    nodes: Any, tmp_path: Path
-) -> None:
-    # The only nodes with room for the run.
-    large = [nodes.add_node(num_cpus=2, num_gpus=0, object_store_memory=80 << 20) for _ in range(2)]
-
-    def lose_node() -> None:
-        while not (tmp_path / "waits").exists():
-            time.sleep(0.05)
-        pid, name = (tmp_path / "waits").read_text().split()
-        (place,) = (place for place, node in enumerate(large) if node.node_id == name)
-        nodes.remove_node(large.pop(place), allow_graceful=False)
-        # The nodes are processes of one machine, on which a worker may outlive its node.
-        with suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
-
-    with ThreadPoolExecutor(1) as pool:
-        lost = pool.submit(lose_node)
-        result = curricle.compare(
-            mlp(5, 4),
-            mlp(16, 12, seed=1),
-            WaitingStream(str(tmp_path), 10),
-            evaluation=[parity().batch(0)],
-            budget="12 steps",
-            strategies=["one_shot"],
-            seeds=(0,),
-            settings=curricle.TrainingSettings(device="cpu", save_every=4, threads=1),
-            output_dir=tmp_path / "run",
-            on=RayCluster(address=nodes.address, num_cpus=2),
-        )
-        lost.result()
-    nodes.remove_node(*large)
-    assert set(result.students) == {("one_shot", 0)}
-    steps = [int(step) for step in (tmp_path / "steps").read_text().split()]
-    after = steps[steps.index(10) + 1 :]
-    assert set(range(1, 8)).isdisjoint(after)
-    assert {8, 9, 10, 11} <= set(after)
-
-
-@dataclass(frozen=True)
-class DeadlyStream:
-    """Parity batches; the process that reads one of them dies, once."""
-
-    folder: str
-    step: int
-
-    def batch(self, step: int) -> Batch:
-        with Path(self.folder, "steps").open("a") as file:
-            file.write(f"{step} ")
-        marker = Path(self.folder, "killed")
-        if step == self.step and not marker.exists():
-            marker.touch()
+            if self.waits:
+                time.sleep(120)
             os.kill(os.getpid(), signal.SIGKILL)
         return parity().batch(step)
 
@@ -199,33 +134,77 @@ class DeadlyStream:
         return parity().fingerprint
 
 
-def test_a_run_whose_worker_is_lost_goes_on_elsewhere_from_its_checkpoint(
-    address: str, tmp_path: Path
-) -> None:
-    def run(folder: str, step: int, on: RayCluster | None) -> curricle.Comparison:
-        place = tmp_path / folder
-        place.mkdir()
-        return curricle.compare(
-            mlp(5, 4),
-            mlp(16, 12, seed=1),
-            DeadlyStream(str(place), step),
-            evaluation=[parity().batch(0)],
-            budget="12 steps",
-            strategies=["one_shot"],
-            seeds=(0,),
-            settings=curricle.TrainingSettings(device="cpu", save_every=4, threads=1),
-            output_dir=place / "run",
-            on=on,
-        )
+def distilled(place: Path, step: int, on: RayCluster | None, **faults: bool) -> curricle.Comparison:
+    """Return a comparison of one student, of which a process fails at a step."""
+    return curricle.compare(
+        mlp(5, 4),
+        mlp(16, 12, seed=1),
+        FaultyStream(str(place), step, **faults),
+        evaluation=[parity().batch(0)],
+        budget="12 steps",
+        strategies=["one_shot"],
+        seeds=(0,),
+        settings=curricle.TrainingSettings(device="cpu", save_every=4, threads=1),
+        output_dir=place / "run",
+        on=on,
+    )
 
-    undisturbed = run("here", -1, None)
-    killed = run("there", 10, RayCluster(address=address))
-    steps = [int(step) for step in (tmp_path / "there" / "steps").read_text().split()]
+
+def wait_for_nodes(number: int) -> None:
+    """Wait until the cluster has noticed that nodes were removed, for the tests that follow."""
+    import ray
+
+    end = time.monotonic() + 60
+    while sum(node["Alive"] for node in ray.nodes()) != number:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def check_continued(place: Path) -> None:
+    """Check that the process after the one that failed at step 10 has begun at a checkpoint."""
+    steps = [int(step) for step in (place / "steps").read_text().split()]
     after = steps[steps.index(10) + 1 :]
-    assert (tmp_path / "there" / "killed").exists()
+    assert (place / "faulty").exists()
     # The checkpoint is that after step 8; binding reads the first batch.
     assert set(range(1, 8)).isdisjoint(after)
     assert {8, 9, 10, 11} <= set(after)
+
+
+def test_a_run_whose_node_is_lost_goes_on_on_another_from_its_checkpoint(
+    nodes: Any, tmp_path: Path
+) -> None:
+    # The only nodes with room for the run.
+    large = [nodes.add_node(num_cpus=2, num_gpus=0, object_store_memory=80 << 20) for _ in range(2)]
+
+    def lose_node() -> None:
+        while not (tmp_path / "faulty").exists():
+            time.sleep(0.05)
+        pid, name = (tmp_path / "faulty").read_text().split()
+        (place,) = (place for place, node in enumerate(large) if node.node_id == name)
+        nodes.remove_node(large.pop(place), allow_graceful=False)
+        # The nodes are processes of one machine, on which a worker may outlive its node.
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(lose_node)
+        cluster = RayCluster(address=nodes.address, num_cpus=2)
+        result = distilled(tmp_path, 10, cluster, waits=True)
+        lost.result()
+    nodes.remove_node(*large)
+    wait_for_nodes(2)
+    assert set(result.students) == {("one_shot", 0)}
+    check_continued(tmp_path)
+
+
+def test_a_run_whose_worker_is_lost_goes_on_elsewhere_from_its_checkpoint(
+    address: str, tmp_path: Path
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    undisturbed = distilled(tmp_path / "here", -1, None)
+    killed = distilled(tmp_path / "there", 10, RayCluster(address=address))
+    check_continued(tmp_path / "there")
     for parameter, expected in zip(
         killed.students["one_shot", 0].parameters(),
         undisturbed.students["one_shot", 0].parameters(),
@@ -245,7 +224,7 @@ def test_targets_of_a_cluster_are_those_of_one_process_also_when_a_worker_is_los
             mlp(5, 4),
             mlp(16, 12, seed=1),
             curricle.extraction(total="12 steps"),
-            DeadlyStream(str(place), step),
+            FaultyStream(str(place), step),
             folder=place / "store",
             compression=curricle.TargetCompression(shard_bytes=500),
             settings=curricle.TrainingSettings(device="cpu", threads=1),
@@ -259,7 +238,7 @@ def test_targets_of_a_cluster_are_those_of_one_process_also_when_a_worker_is_los
     alone = captured("here", -1, None)
     assert {len(entries) for entries in alone.values()} == {1}
     assert captured("there", 10, RayCluster(address=address)) == alone
-    assert (tmp_path / "there" / "killed").exists()
+    assert (tmp_path / "there" / "faulty").exists()
     assert not (tmp_path / "there" / "store" / "shares").exists()
 
 

@@ -12,6 +12,7 @@ from curricle.runs.folder import (
     Origin,
     claim_teacher,
     end_of,
+    has_checkpoint,
     has_spec,
     is_begun,
     is_claimed,
@@ -422,3 +423,28 @@ def test_damaged_weights_of_a_finished_run_are_noticed(make_spec: MakeSpec, owne
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model.safetensors' is damaged or of another run"):
         resumed(spec)
+
+
+@pytest.mark.parametrize(
+    ("finished", "unfinished", "expected"),
+    [((), (), False), (("teacher",), (), False), (("teacher",), (".",), True)],
+)
+def test_checkpoints_of_finished_runs_are_not_resumed_from(
+    tmp_path: Path,
+    finished: tuple[str, ...],
+    unfinished: tuple[str, ...],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "curricle.runs.folder.end_of",
+        lambda run: "end" if str(run.relative_to(tmp_path)) in finished else None,
+    )
+    for name in (*finished, *unfinished):
+        checkpoint = tmp_path / name / "checkpoints" / "step-000000008"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").touch()
+    # A note about a damaged checkpoint is none.
+    (tmp_path / "students" / "one_shot" / "seed-0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "students/one_shot/seed-0/checkpoints/fallbacks.json").touch()
+    assert has_checkpoint(tmp_path) is expected

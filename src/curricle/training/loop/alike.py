@@ -15,7 +15,7 @@ from curricle.training.binding.facts import changed_facts
 from curricle.training.loop.evaluation import Evaluator, held_out_batches
 from curricle.values import plain
 
-OWN = ("threads", "timeout")
+OF_A_PROCESS = ("threads", "timeout")
 """Settings that may differ between processes."""
 DIFFERENCE = "{path} is {now}, in process 0 {then}"
 
@@ -40,7 +40,7 @@ def check_alike(run: BoundRun, evaluate: Evaluator, facts: Mapping[str, object])
     held_out = held_out_batches(evaluate)
     compared = {
         **{name: str(fact) if isinstance(fact, Path) else fact for name, fact in facts.items()},
-        "engine": {name: setting for name, setting in settings if name not in OWN},
+        "engine": {name: setting for name, setting in settings if name not in OF_A_PROCESS},
         "batch": batch_digest(run.stream.batch(0)),
         "held_out": [len(held_out), *map(batch_digest, (*held_out[:1], *held_out[-1:]))],
     }

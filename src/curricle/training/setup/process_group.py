@@ -51,7 +51,9 @@ named the lost one."""
 class ProcessGroup:
     """The group of this process."""
 
-    def __init__(self, store: Store | None, timeout: float, *, has_gpus: bool) -> None:
+    def __init__(
+        self, store: Store | None, timeout: float, *, has_gpus: bool, margin: float = 0.0
+    ) -> None:
         """Take the group that torch has.
 
         Args:
@@ -59,6 +61,7 @@ class ProcessGroup:
                 store is private.
             timeout: Seconds within which a process must answer.
             has_gpus: Whether tensors of GPUs may be exchanged as well.
+            margin: Seconds by which groups for tensors of models wait longer.
         """
         self.host: distributed.ProcessGroup | None = None
         """Group of all processes for numbers of the host; None for that of torch."""
@@ -68,7 +71,7 @@ class ProcessGroup:
         self.store = store
         self.timeout = timeout
         """Seconds within which a process must answer."""
-        self.device_timeout = timeout + NCCL_MARGIN * has_gpus
+        self.device_timeout = timeout + margin
         """Seconds that groups for tensors of models wait."""
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         # Not the group itself, whose threads end with the last reference to it.
@@ -153,11 +156,15 @@ def joined(kind: str, timeout: float) -> ProcessGroup:
     """
     # Also for a run on CPUs, since a later one in this process may be on GPUs.
     has_gpus = kind == "cuda" or (torch.cuda.is_available() and distributed.is_nccl_available())
+    # A run on CPUs has no watchdog, and ends within its timeout.
+    margin = NCCL_MARGIN if kind == "cuda" else 0.0
     if kind == "cuda":
         _take_gpu()
     if distributed.is_initialized():
         is_made_here = _MADE and _MADE[0].is_open
-        return _MADE[0] if is_made_here else ProcessGroup(None, timeout, has_gpus=has_gpus)
+        if is_made_here:
+            return _MADE[0]
+        return ProcessGroup(None, timeout, has_gpus=has_gpus, margin=margin)
     for name in READERS:
         importlib.import_module(name)
     # Kept, so that a process can look for others when the exchange with them has failed.
@@ -169,13 +176,14 @@ def joined(kind: str, timeout: float) -> ProcessGroup:
         store=PrefixStore("group", store),
         rank=rank,
         world_size=number,
-        timeout=timedelta(seconds=timeout + NCCL_MARGIN * has_gpus),
+        timeout=timedelta(seconds=timeout + margin),
     )
     if kind == "cpu":
         # A thread of gloo that outlives the interpreter can abort the end of the process, with exit
         # code 134.
         atexit.register(_leave_group)
-    _MADE[:] = [ProcessGroup(PrefixStore("curricle", store), timeout, has_gpus=has_gpus)]
+    notes = PrefixStore("curricle", store)
+    _MADE[:] = [ProcessGroup(notes, timeout, has_gpus=has_gpus, margin=margin)]
     return _MADE[0]
 
 
@@ -200,6 +208,8 @@ def _take_gpu() -> None:
 
 def _leave_group() -> None:
     """Destroy the group, and free all references to it: its threads end with the last reference."""
+    for group in _MADE:
+        group.host = None
     if distributed.is_initialized():
         distributed.destroy_process_group()
     for name in CACHES if SHARES in sys.modules else ():

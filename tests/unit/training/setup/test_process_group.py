@@ -218,3 +218,15 @@ def test_a_process_takes_the_gpu_of_its_number_unless_it_has_one(
     # Also where the group is there already, as after a run on CPUs.
     joined("cuda", 20.0)
     assert chosen == taken
+
+
+def test_the_group_for_numbers_of_the_host_is_freed_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = ProcessGroup(HashStore(), 3.0, has_gpus=True, margin=60.0)
+    assert (made.timeout, made.device_timeout) == (3.0, 63.0)
+    monkeypatch.setattr(process_group, "_MADE", [made])
+    # The group of these tests stays.
+    monkeypatch.setattr(distributed, "is_initialized", lambda: False)
+    process_group._leave_group()
+    assert made.host is None
